@@ -1,0 +1,60 @@
+# make install | demo | test | lint; see README.md. Needs Python 3.11 or later and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help install install-dev demo test test-long lint format lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: .venv/.installed ## .venv with everything that the jobs and the demo need
+install-dev: .venv/.installed-dev ## ... and what tests and lint need
+
+demo: install ## real digits to a trained DCGAN to 10,000 synthetic digits, in minutes
+	@$(BIN)/python jobs/demo.py
+
+test: install-dev ## the whole suite
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: install-dev ## the tests that take minutes each
+	$(BIN)/python -m pytest -m long
+
+lint: install-dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev ## let ruff write what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch and torchvision are a pair; the lock pins the one that is tested.
+lock: .venv/.installed-dev ## renew both lock files (needs the network)
+	$(BIN)/python -m pip install --quiet uv
+	printf 'torch==2.14.1\ntorchvision==0.29.1\n' > .venv/pair.txt
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra dev pyproject.toml -o requirements-dev.lock
+LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -c .venv/pair.txt
+
+clean: ## remove the environment
+	rm -rf .venv *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "ganmill needs Python 3.11 or later; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
+	$(call install_lock,requirements.lock)
+
+.venv/.installed-dev: requirements-dev.lock pyproject.toml | .venv/bin/python
+	$(call install_lock,requirements-dev.lock)
+	@touch .venv/.installed  # the dev lock holds all of the other
+
+# Hashes for everything that is fetched; the project itself is linked, not copied.
+define install_lock
+	@echo "installing $(1): about 5 GB with torch, some minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(1)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+endef

@@ -1,0 +1,124 @@
+"""A model as files: model.json and two safetensors. Nothing here can run code when it is read.
+
+    model.json                  networks' shapes, class names, where it came from, size and sha256 of the other two
+    generator.safetensors       the exponential moving average of the trained generator
+    discriminator.safetensors
+
+The model's digest is the sha256 of model.json, which holds the others' hashes: `sha256sum model.json` names the model.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dcgan.networks import Discriminator, Generator, NetworkConfig, build
+
+FORMAT = 1
+CARD = "model.json"
+WEIGHTS = ("generator.safetensors", "discriminator.safetensors")
+MAX_CARD_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 4 << 30
+
+
+class ModelError(ValueError):
+    """Files that are not a model that this version can use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Both networks, in eval mode where they were read from files. `provenance` says what they were trained on."""
+
+    generator: Generator
+    discriminator: Discriminator
+    classes: list[str] | None
+    provenance: dict[str, Any]
+
+    @property
+    def config(self) -> NetworkConfig:
+        return self.generator.config
+
+
+def pack(model: Model) -> dict[str, bytes]:
+    """The model's files by name, model.json last: a directory that has it is complete."""
+    states = (model.generator.state_dict(), model.discriminator.state_dict())
+    weights = {name: to_bytes(state) for name, state in zip(WEIGHTS, states, strict=True)}
+    card = {
+        "format": FORMAT,
+        "network": asdict(model.config),
+        "classes": model.classes,
+        "provenance": model.provenance,
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in weights.items()
+        },
+    }
+    return {**weights, CARD: json.dumps(card, indent=1, sort_keys=True).encode() + b"\n"}
+
+
+def digest(card: bytes) -> str:
+    """The name of a model, from the bytes of its model.json."""
+    return hashlib.sha256(card).hexdigest()
+
+
+def read_card(card: bytes) -> dict[str, Any]:
+    """model.json, checked against its schema. Raises ModelError naming what is wrong."""
+    if len(card) > MAX_CARD_BYTES:
+        raise ModelError(f"{CARD} has {len(card)} bytes; at most {MAX_CARD_BYTES} are read")
+    try:
+        parsed = json.loads(card)
+        if parsed["format"] != FORMAT:
+            raise ModelError(f"{CARD} has format {parsed['format']!r}; this version reads {FORMAT}")
+        if set(parsed) != {"format", "network", "classes", "provenance", "files"} or set(parsed["files"]) != set(
+            WEIGHTS
+        ):
+            raise ModelError(f"{CARD} has other fields than this version knows")
+        if set(parsed["network"]) != {field.name for field in fields(NetworkConfig)}:
+            raise ModelError(f"{CARD}: network has other fields than this version knows")
+        config = NetworkConfig(**parsed["network"])
+        classes = parsed["classes"]
+        if config.num_classes and (not isinstance(classes, list) or len(classes) != config.num_classes):
+            raise ModelError(f"{CARD}: {config.num_classes} classes, but other names")
+    except (KeyError, TypeError, ValueError) as error:
+        raise error if isinstance(error, ModelError) else ModelError(f"{CARD} is not a model card: {error}") from error
+    result: dict[str, Any] = parsed
+    return result
+
+
+def unpack(read: Callable[[str], bytes]) -> Model:
+    """A model from its files, in eval mode. `read` gives a file's content by its name.
+
+    Raises: ModelError if a file is not what model.json says, or does not fit the networks.
+    """
+    card = read_card(read(CARD))
+    config = NetworkConfig(**card["network"])
+    generator, discriminator = build(config)
+    for name, network in zip(WEIGHTS, (generator, discriminator), strict=True):
+        expected = card["files"][name]
+        if not 0 < expected["bytes"] <= MAX_WEIGHTS_BYTES:
+            raise ModelError(f"{name}: {expected['bytes']} bytes; at most {MAX_WEIGHTS_BYTES} are read")
+        data = read(name)
+        if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise ModelError(f"{name} is not the file that {CARD} names (its size or sha256 is another)")
+        try:
+            network.load_state_dict(from_bytes(data))
+        except (SafetensorError, RuntimeError) as error:
+            raise ModelError(f"{name} does not fit the networks: {str(error).splitlines()[0]}") from error
+        network.eval()
+    return Model(generator, discriminator, card["classes"], card["provenance"])
+
+
+def to_bytes(state: dict[str, Tensor]) -> bytes:
+    """Tensors as safetensors: contiguous (channels_last is a matter of speed, not of the model) and on the CPU."""
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+
+def from_bytes(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises SafetensorError for anything else, a pickle included."""
+    state: dict[str, torch.Tensor] = safetensors.torch.load(data)
+    return state

@@ -1,0 +1,135 @@
+"""Seeds to images and scores, so that an image depends on its seed and label alone.
+
+Both networks run in eval mode, in batches of one fixed shape (the last one padded), so neither an image nor a score
+depends on its neighbours. Batch norms are folded into the layers before them, once, in float32. The discriminator sees
+the 8-bit image that is stored, not the float image before it: a score can be computed again from the file.
+
+Shapes: N samples, B the fixed batch, Z latent size, H x W pixels, C channels.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dcgan import latents
+from dcgan.arithmetic import Arithmetic
+from dcgan.model_files import Model
+from dcgan.networks import Projection
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Images and their logits, in the order of the seeds."""
+
+    images_NHWC: np.ndarray  # uint8
+    logits_N: np.ndarray  # float32
+
+
+class Sampler:
+    """A model made ready to run: folded, cast, and bound to one device and one batch shape."""
+
+    def __init__(self, model: Model, arithmetic: Arithmetic, batch: int) -> None:
+        self.config = model.config
+        self._arithmetic, self._batch = arithmetic, batch
+        if arithmetic.device == "cuda":
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        project, layers = _fold_generator(model.generator.project, model.generator.layers)
+        self._project, self._generator = self._ready(project), self._ready(layers)
+        discriminator = model.discriminator
+        self._features, self._head = self._ready(_fold(discriminator.layers)), self._ready(discriminator.head)
+        self._classes = None if discriminator.classes is None else self._ready(discriminator.classes)
+
+    def sample(self, seeds: range, labels_N: np.ndarray | None) -> Samples:
+        """The images of consecutive seeds, and what the discriminator says of each.
+
+        Args:   labels_N: int64, for a model with classes; None for one without.
+        """
+        z_NZ = latents.normal(seeds.start, len(seeds), self.config.z_dim)
+        return self.decode(z_NZ, labels_N)
+
+    @torch.inference_mode()
+    def decode(self, z_NZ: np.ndarray, labels_N: np.ndarray | None) -> Samples:
+        """The images of any latents, float32."""
+        count = len(z_NZ)
+        images, logits = [], []
+        for start in range(0, count, self._batch):
+            z_BZ = self._padded(z_NZ[start : start + self._batch])
+            label_B = None if labels_N is None else self._padded(labels_N[start : start + self._batch])
+            image_BHWC = self._images(z_BZ, label_B)
+            images.append(image_BHWC)
+            logits.append(self._logits(image_BHWC, label_B))
+        return Samples(torch.cat(images)[:count].cpu().numpy(), torch.cat(logits)[:count].cpu().numpy())
+
+    @torch.inference_mode()
+    def score(self, images_NHWC: np.ndarray, labels_N: np.ndarray | None) -> np.ndarray:
+        """The logits of stored images, float32 [N]: those of `sample`, bit for bit, for the images that it made."""
+        logits = []
+        for start in range(0, len(images_NHWC), self._batch):
+            image_BHWC = self._padded(images_NHWC[start : start + self._batch])
+            label_B = None if labels_N is None else self._padded(labels_N[start : start + self._batch])
+            logits.append(self._logits(image_BHWC, label_B))
+        return torch.cat(logits)[: len(images_NHWC)].cpu().numpy()
+
+    def _images(self, z_BZ: Tensor, label_B: Tensor | None) -> Tensor:
+        image_BCHW = self._generator(self._project(z_BZ.to(self._arithmetic.dtype), label_B))
+        # tanh, rounding and the scale of 127.5 in float32: bfloat16 has only 8 bits itself
+        levels = (torch.tanh(image_BCHW.float()) * 127.5 + 127.5).round_().clamp_(0, 255)
+        return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def _logits(self, image_BHWC: Tensor, label_B: Tensor | None) -> Tensor:
+        image_BCHW = (image_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0).to(self._arithmetic.dtype)
+        features_BF = self._features(image_BCHW).permute(0, 2, 3, 1).flatten(1)
+        logit_B: Tensor = self._head(features_BF).squeeze(1).float()
+        if self._classes is not None:
+            logit_B = logit_B + (self._classes(label_B) * features_BF).float().sum(1)
+        return logit_B
+
+    def _padded(self, rows: np.ndarray) -> Tensor:
+        """To the device, in the one batch shape; the padding repeats row 0 and is cut off again by the caller."""
+        if len(rows) < self._batch:
+            rows = np.concatenate([rows, np.repeat(rows[:1], self._batch - len(rows), axis=0)])
+        tensor = torch.from_numpy(rows)
+        if self._arithmetic.device == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._arithmetic.device, non_blocking=True)
+
+    def _ready(self, module: nn.Module) -> nn.Module:
+        """A copy on the device: the model itself stays as it is."""
+        device, dtype = self._arithmetic.device, self._arithmetic.dtype
+        return copy.deepcopy(module).eval().to(device, dtype).to(memory_format=torch.channels_last)
+
+
+def _fold(layers: nn.Sequential) -> nn.Sequential:
+    """A copy without batch norms and dropout: each norm is folded into the convolution before it."""
+    folded: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            convolution = folded.pop()
+            assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d), "a norm that does not follow a convolution"
+            transposed = isinstance(convolution, nn.ConvTranspose2d)
+            folded.append(fuse_conv_bn_eval(convolution, layer, transpose=transposed))
+        elif not isinstance(layer, nn.Dropout):
+            folded.append(layer)
+    return nn.Sequential(*folded)
+
+
+@torch.no_grad()
+def _fold_generator(project: Projection, layers: nn.Sequential) -> tuple[Projection, nn.Sequential]:
+    """A copy of the generator without its batch norms and its tanh. A norm at the front goes into the projection."""
+    if not isinstance(layers[0], nn.BatchNorm2d):
+        return project, _fold(layers[:-1])
+    norm = layers[0]
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale_C = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift_C = norm.bias - norm.running_mean * scale_C
+    extent = project.shape[0] * project.shape[1]  # outputs are laid out H, W, C: channels repeat fastest
+    folded = copy.deepcopy(project)
+    folded.linear.weight.mul_(scale_C.repeat(extent)[:, None])
+    folded.linear.bias.mul_(scale_C.repeat(extent)).add_(shift_C.repeat(extent))
+    return folded, _fold(layers[1:-1])

@@ -1,0 +1,223 @@
+"""The method: one adversarial step, its state, and what is exported from it.
+
+A step draws one latent an image, makes fakes once, updates the discriminator on the real and the fake batch (each with
+its own batch statistics), then the generator through the updated discriminator. What an image contributes depends on
+its position in training and the run's seed alone: no random state has to be kept to go on from a checkpoint.
+
+Shapes: B a rank's share of the batch, H x W pixels, C channels.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dcgan import latents
+from dcgan.arithmetic import Arithmetic
+from dcgan.losses import LOSSES
+from dcgan.networks import Discriminator, Generator, NetworkConfig, build
+
+STANDING_BATCHES = 16  # batches from which the exported generator's batch statistics are taken anew
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss that is NaN or infinite. Training stops: nothing after it would be worth keeping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodConfig:
+    """The training method's own settings. Raises ValueError naming the field, its value and what is allowed."""
+
+    loss: str = "log"
+    """`log`: non-saturating log loss. `hinge`."""
+    label_smoothing: float = 0.0
+    """How far the real images' target is below 1 (one-sided)."""
+    generator_lr: float = 2e-4
+    """Adam's rate for the generator."""
+    discriminator_lr: float = 2e-4
+    """Adam's rate for the discriminator."""
+    beta1: float = 0.5
+    """Adam's first moment decay; the second is 0.999."""
+    ema: float = 0.999
+    """Decay per step of the generator's exponential moving average, the weights that are exported."""
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
+        for name, low, high in (("label_smoothing", 0.0, 0.5), ("beta1", 0.0, 0.999), ("ema", 0.0, 0.99999)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {low} to {high}")
+        for name in ("generator_lr", "discriminator_lr"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+
+
+class RealAndFake(nn.Module):
+    """The discriminator on both batches in one forward: DistributedDataParallel wants one forward a backward."""
+
+    def __init__(self, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.discriminator(real_BCHW, label_B), self.discriminator(fake_BCHW, label_B)
+
+
+class Training:
+    """Networks, optimizers and the moving average of one rank, and the step that moves them.
+
+    Ranks hold equal weights at all times; their batch statistics are their own, and rank 0's are exported.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        method: MethodConfig,
+        arithmetic: Arithmetic,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.network, self.method, self.arithmetic = network, method, arithmetic
+        self.seed, self.rank, self.world = seed, rank, world
+        torch.manual_seed(seed)
+        generator, discriminator = build(network)
+        self.generator = generator.to(arithmetic.device)
+        self.discriminator = discriminator.to(arithmetic.device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self._loss = LOSSES[method.loss]
+        betas, fused = (method.beta1, 0.999), True
+        self.generator_adam = torch.optim.Adam(self.generator.parameters(), method.generator_lr, betas, fused=fused)
+        self.discriminator_adam = torch.optim.Adam(
+            self.discriminator.parameters(), method.discriminator_lr, betas, fused=fused
+        )
+        self._generate: nn.Module = self.generator
+        self._discriminate: nn.Module = RealAndFake(self.discriminator)
+        if world > 1:
+            device_ids = [torch.cuda.current_device()] if arithmetic.device == "cuda" else None
+            self._generate = DistributedDataParallel(self._generate, device_ids, broadcast_buffers=False)
+            self._discriminate = DistributedDataParallel(self._discriminate, device_ids, broadcast_buffers=False)
+
+    def step(self, images_BHWC: np.ndarray, labels_B: np.ndarray, images_seen: int) -> dict[str, Tensor]:
+        """One update of both networks.
+
+        Args:    images_BHWC: this rank's share of the batch, uint8. labels_B: int64, not used without classes.
+                 images_seen: real images that all ranks had seen before this step.
+        Returns: scalars, still on the device: `loss_d`, `loss_g`, `real_accuracy`, `fake_accuracy`.
+        """
+        count = len(images_BHWC)
+        first = images_seen + self.rank * count
+        torch.manual_seed(_mix(self.seed, first))  # for dropout
+        z_BZ = self._to_device(latents.normal(first, count, self.network.z_dim, latents.TRAINING, self.seed))
+        label_B = self._to_device(labels_B) if self.network.num_classes else None
+        real_BCHW = self._to_device(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+        with self.arithmetic.autocast():
+            fake_BCHW = self._generate(z_BZ, label_B)
+            real_B, fake_B = self._discriminate(real_BCHW, fake_BCHW.detach(), label_B)
+        loss_d = self._loss.discriminator(real_B.float(), fake_B.float(), self.method.label_smoothing)
+        self.discriminator_adam.zero_grad()
+        loss_d.backward()  # type: ignore[no-untyped-call]
+        self.discriminator_adam.step()
+
+        self.discriminator.requires_grad_(False)  # its gradients would be thrown away
+        with self.arithmetic.autocast():
+            judged_B = self.discriminator(fake_BCHW, label_B)
+        loss_g = self._loss.generator(judged_B.float())
+        self.generator_adam.zero_grad()
+        loss_g.backward()  # type: ignore[no-untyped-call]
+        self.generator_adam.step()
+        self.discriminator.requires_grad_(True)
+
+        self._update_average(images_seen // (count * self.world))
+        return {
+            "loss_d": loss_d.detach(),
+            "loss_g": loss_g.detach(),
+            "real_accuracy": (real_B > 0).float().mean(),
+            "fake_accuracy": (fake_B < 0).float().mean(),
+        }
+
+    def export(self) -> tuple[Generator, Discriminator]:
+        """The averaged generator, with batch statistics of its own, and the discriminator; copies, in eval mode.
+
+        The running statistics of training belong to the weights of each step; those of the averaged weights are taken
+        from fixed latents with balanced labels, so that the export is a function of the weights alone.
+        """
+        generator = copy.deepcopy(self.average)
+        norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+        generator.train()
+        with torch.no_grad(), self.arithmetic.autocast():
+            for batch in range(STANDING_BATCHES):
+                z_BZ = latents.normal(batch * 128, 128, self.network.z_dim, latents.TRAINING, self.seed)
+                label_B = np.arange(128) % self.network.num_classes if self.network.num_classes else None
+                generator(self._to_device(z_BZ), None if label_B is None else self._to_device(label_B))
+        for norm in norms:
+            norm.momentum = 0.1
+        return generator.eval(), copy.deepcopy(self.discriminator).eval()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, flat and by name: what a checkpoint holds."""
+        state = {}
+        for name, part in self._parts().items():
+            state.update({f"{name}.{key}": value for key, value in part.state_dict().items()})
+        for name, adam in self._adams().items():
+            for number, moments in adam.state_dict()["state"].items():
+                state.update({f"{name}.{number}.{key}": value for key, value in moments.items()})
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`. Raises RuntimeError or KeyError if it belongs to other networks."""
+        for name, part in self._parts().items():
+            part.load_state_dict(_below(state, name))
+        for name, adam in self._adams().items():
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in _below(state, name).items():
+                number, _, moment = key.partition(".")
+                moments.setdefault(int(number), {})[moment] = value
+            adam.load_state_dict({**adam.state_dict(), "state": moments})
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator, "average": self.average}
+
+    def _adams(self) -> dict[str, torch.optim.Adam]:
+        return {"generator_adam": self.generator_adam, "discriminator_adam": self.discriminator_adam}
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        """Exponential moving average, with a shorter memory at the start so that the initial weights fade at once."""
+        decay = min(self.method.ema, (1 + step) / (10 + step))
+        averaged: list[Tensor] = list(self.average.parameters())
+        current: list[Tensor] = list(self.generator.parameters())
+        torch._foreach_lerp_(averaged, current, 1.0 - decay)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.arithmetic.device == "cuda":
+            return tensor.pin_memory().to("cuda", non_blocking=True)
+        return tensor
+
+
+def check_finite(scalars: Mapping[str, float], images: int) -> None:
+    """Raises NonFiniteError naming the values and how many images had been seen."""
+    bad = {name: value for name, value in scalars.items() if not math.isfinite(value)}
+    if bad:
+        values = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        raise NonFiniteError(f"{values} after {images} images")
+
+
+def _below(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, such that (0, 1) and (1, 0) differ."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

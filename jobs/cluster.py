@@ -1,0 +1,171 @@
+"""Ray: start it here or join the cluster at hand, and map a worker over shards in a pool of actors.
+
+One row of the plan is one shard: a worker makes and writes it whole, and what comes back is a few numbers. No image
+goes through the object store, and no second operator waits behind the pool for a CPU that the pool holds.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+import torch
+from ray.util.annotations import RayDeprecationWarning
+
+from dcgan import arithmetic
+from dcgan.arithmetic import Arithmetic
+from jobs.settings import UsageError
+
+# Blocks are the plan's unit of scheduling; more of them cost the driver memory, fewer cost the user progress.
+MAX_BLOCKS = 10_000
+# A poisoned shard shall not hide the good ones behind it; a poisoned job shall not go on for a million shards.
+MAX_FAILURES = 8
+# Infrastructure (a killed worker, a lost node) is tried again this often; our own exceptions never are.
+MAX_RETRIES = 8
+
+
+class ShardWorker(Protocol):
+    """What runs in an actor: built there once, then called with one shard after another. Answers in JSON's types."""
+
+    def __call__(self, shard: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a shard: the worker's result, or the error that it ended with."""
+
+    shard: int
+    result: dict[str, Any]
+    error: str  # empty if it went well; else one line
+    trace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The workers of a job: how many, and what each holds."""
+
+    workers: int
+    gpus_per_worker: float
+
+
+def connect(workers: int | None, device: str, gpus_per_worker: float = 1.0, verbose: bool = False) -> Pool:
+    """Join the cluster that RAY_ADDRESS names (a submitted job's own, for one), or start Ray on this machine.
+
+    A process that is connected already stays so.
+
+    Args:   workers: None for one a GPU, or one a CPU where there is no GPU.
+    """
+    if not ray.is_initialized():
+        _start(workers or 1, verbose)
+    ray.data.DataContext.get_current().enable_progress_bars = verbose
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = resources.get("GPU", 0.0) if device != "cpu" else 0.0
+    if device == "cuda" and not gpus:
+        raise UsageError("--device cuda: the cluster has no GPU; use --device cpu or auto")
+    gpus_per_worker = gpus_per_worker if gpus else 0.0
+    default = int(gpus / gpus_per_worker) if gpus else int(resources.get("CPU", 1))
+    return Pool(workers or max(1, default), gpus_per_worker)
+
+
+def _start(workers: int, verbose: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "1" if os.environ.get("RAY_ADDRESS") else "0")
+    quiet: dict[str, Any] = {} if verbose else {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not verbose:
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        _quiet_core()
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, workers),  # more workers than cores are slow, not impossible
+            object_store_memory=256 << 20,
+            include_dashboard=False,
+            **quiet,
+        )
+
+
+def _quiet_core() -> None:
+    """Leave stderr to Python. Ray's C++ core writes there too, at each pool an error that is none (ray#57733)."""
+    sys.stderr.flush()
+    ours = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(ours, "w", buffering=1)
+
+
+def probe(
+    pool: Pool,
+    precision: str,
+    device: str,
+    fingerprint: Callable[[Arithmetic], dict[str, str]] = arithmetic.fingerprint,
+) -> tuple[Arithmetic, dict[str, str]]:
+    """What a worker of the pool computes with, and its fingerprint: the driver's machine may be another kind."""
+
+    def look() -> tuple[Arithmetic, dict[str, str]]:
+        chosen = arithmetic.choose(precision, device)
+        return chosen, fingerprint(chosen)
+
+    found: tuple[Arithmetic, dict[str, str]] = ray.get(
+        ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(look).remote()
+    )
+    return found
+
+
+def map_shards(
+    worker: type[ShardWorker], arguments: Mapping[str, Any], shards: Sequence[int], pool: Pool
+) -> Iterator[Done]:
+    """Run `worker(**arguments)` over shards in a pool of actors; yields each as it is done, in no order.
+
+    A worker's own exception ends its shard, not the others; after MAX_FAILURES of them no more are started.
+    """
+    if not shards:
+        return
+    items = [{"shard": shard} for shard in shards]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # up to 2.63 there is no other way to bound restarts
+        plan = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map_batches(
+            _Actor,
+            fn_constructor_args=(worker, dict(arguments)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(pool.workers, len(items)), max_tasks_in_flight_per_actor=2),
+            num_cpus=1,
+            num_gpus=pool.gpus_per_worker,
+            max_restarts=MAX_RETRIES,
+            max_task_retries=MAX_RETRIES,
+        )
+    failures = 0
+    for row in plan.iter_rows():
+        yield Done(row["shard"], json.loads(row["result"]), row["error"], row["trace"])
+        failures += bool(row["error"])
+        if failures >= MAX_FAILURES:
+            return
+
+
+class _Actor:
+    """Makes a ShardWorker at its first shard, so that what goes wrong there is told like anything else."""
+
+    def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any]) -> None:
+        torch.set_num_threads(1)  # one core a worker; and sums in one order, whatever the machine has
+        self._worker, self._arguments = worker, arguments
+        self._ready: ShardWorker | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        shard = int(batch["shard"][0])
+        result: dict[str, Any] = {}
+        error = trace = ""
+        try:
+            self._ready = self._ready or self._worker(**self._arguments)
+            result = self._ready(shard)
+        except Exception as problem:  # the boundary to Ray: whatever it was, it is told by shard and fails the job
+            error = f"{type(problem).__name__}: {problem}"
+            trace = traceback.format_exc()
+        return {"shard": [shard], "result": [json.dumps(result)], "error": [error], "trace": [trace]}

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""The whole line on real digits: ingest, train, generate, verify; then a table of what was made and how long it took."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+JOBS = Path(__file__).resolve().parent
+HOME = JOBS.parent / "ganmill-demo"
+STEPS = (  # (command, flags, what it makes, where)
+    ("ingest", ["--source", "digits"], "5,000 real digits", "real"),
+    ("train", ["--images", "1.2e5", "--workers", "2"], "a conditional DCGAN, 2 DDP workers", "run"),
+    ("generate", ["--count", "1e4", "--shard-size", "1000"], "10,000 labelled synthetic digits", "synthetic"),
+    ("verify", ["--regenerate", "64"], "every byte checked, 64 images made again", "synthetic"),
+)
+
+
+def main() -> int:
+    seconds = []
+    for command, flags, _, _ in STEPS:
+        print(f"\n$ jobs/{command}.py --root {HOME} {' '.join(flags)}", flush=True)
+        start = time.monotonic()
+        status = subprocess.call([sys.executable, JOBS / f"{command}.py", "--root", HOME, *flags])
+        if status:
+            print(f"demo: {command} ended with status {status}; `make demo` goes on from there", file=sys.stderr)
+            return status
+        seconds.append(time.monotonic() - start)
+    preview = JOBS.parent / "preview.png"
+    shutil.copyfile(HOME / "synthetic" / "preview.png", preview)
+    print(f"\n{'step':10}{'seconds':>8}  {'made':42}where")
+    for (command, _, made, where), taken in zip(STEPS, seconds, strict=True):
+        print(f"{command:10}{taken:8.0f}  {made:42}{HOME / where}")
+    print(f"{'total':10}{sum(seconds):8.0f}")
+    print(f"\nLook at {preview}: a row a digit.")
+    print(f"Then, say: jobs/generate.py --root {HOME} --output {HOME / 'more'} --count 1e5 --seed-start 1e6")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Train a DCGAN with DistributedDataParallel on Ray Train workers, from a sealed dataset to a run with models."""
+
+import tempfile
+import threading
+import traceback
+import uuid
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import ray
+import ray.train
+from pydantic import Field
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from dcgan.losses import LOSSES
+from dcgan.networks import NetworkConfig
+from dcgan.training import MethodConfig
+from jobs import cluster, runs, trainer
+from jobs.progress import Progress
+from jobs.settings import JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
+from pipelines import dataset, order
+from pipelines.storage import Folder
+
+
+class TrainSettings(JobSettings):
+    """What `jobs/train.py` takes."""
+
+    command: ClassVar[str] = "train"
+    about: ClassVar[str] = "Train a DCGAN on a dataset. The same command goes on where a run was interrupted."
+    examples: ClassVar[tuple[str, ...]] = (
+        "jobs/train.py",
+        "jobs/train.py --data s3://bucket/faces --run s3://bucket/runs/faces --recipe dcgan64 --workers 8 --images 2e7",
+    )
+
+    data: Url = Field("{root}/real", description="the dataset, as jobs/ingest.py makes one")
+    run: Url = Field("{root}/run", description="where the run goes: checkpoints, pictures, models")
+    recipe: str = Field("digits28", description="digits28, dcgan64, keras28, or a TOML file: settings below all others")
+    images: Number = Field(300_000, ge=1, le=10**12, description="real images to train on in all, over all epochs")
+    workers: Number | None = Field(
+        None, ge=1, le=4096, description="DDP ranks; default: one a GPU, or one a CPU up to 2"
+    )
+    batch_size: Number = Field(128, ge=2, le=65_536, description="images a step, over all workers")
+    tick: Number = Field(20_000, ge=1, description="images between checkpoints, pictures and measurements")
+    keep: Number = Field(3, ge=1, le=1000, description="checkpoints that are kept")
+    seed: Number = Field(0, ge=0, le=2**63 - 1, description="of weights, order and latents")
+    shuffle: Number = Field(16_384, ge=1, le=10**7, description="images that are shuffled at a time")
+    metric_images: Number = Field(
+        2000, ge=100, le=50_000, description="real and fake images that a model is measured by"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
+    max_failures: Number = Field(3, ge=0, le=1000, description="how often workers may die before the job does")
+
+    network: Literal["dcgan", "keras"] = Field("dcgan", description="architecture")
+    image_size: Number = Field(28, description="28, 32, 64 or 128; must be the dataset's")
+    channels: Literal[1, 3] = Field(1, description="1 or 3; must be the dataset's")
+    width: Number = Field(64, description="channels of the outermost hidden layers (dcgan)")
+    z_dim: Number = Field(100, description="size of the latent vector")
+    conditional: bool = Field(False, description="condition both networks on the dataset's classes")
+    loss: Literal["log", "hinge"] = Field("log", description=f"one of {', '.join(LOSSES)}")
+    label_smoothing: float = Field(0.0, description="one-sided: how far the target of real images is below 1")
+    generator_lr: float = Field(2e-4, description="Adam's rate for the generator")
+    discriminator_lr: float = Field(2e-4, description="Adam's rate for the discriminator")
+    beta1: float = Field(0.5, description="Adam's first moment decay")
+    ema: float = Field(0.999, description="decay a step of the generator's average, which is what is exported")
+
+    @classmethod
+    def preset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        recipe = str(values.get("recipe", cls.model_fields["recipe"].default))
+        packaged = resources.files("jobs") / "recipes"
+        names = sorted(file.name.removesuffix(".toml") for file in packaged.iterdir() if file.name.endswith(".toml"))
+        if recipe.endswith(".toml"):
+            return read_toml(cls, Path(recipe))
+        if recipe not in names:
+            raise UsageError(f"--recipe {recipe}: there is {', '.join(names)}; or give a TOML file")
+        with resources.as_file(packaged / f"{recipe}.toml") as path:
+            return read_toml(cls, path)
+
+    def networks(self, classes: list[str] | None) -> NetworkConfig:
+        """The networks' shapes. Raises ValueError for a value that is not allowed."""
+        return NetworkConfig(
+            network=self.network,
+            image_size=self.image_size,
+            channels=self.channels,
+            width=self.width,
+            z_dim=self.z_dim,
+            num_classes=len(classes or []) if self.conditional else 0,
+        )
+
+    def method(self) -> MethodConfig:
+        """The method's own settings. Raises ValueError for a value that is not allowed."""
+        return MethodConfig(**{field.name: getattr(self, field.name) for field in fields(MethodConfig)})
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 posts how far it is, and the driver reads it."""
+
+    def __init__(self) -> None:
+        self.post = trainer.Post(0, "", "")
+
+    def write(self, post: trainer.Post) -> None:
+        self.post = post
+
+    def read(self) -> trainer.Post:
+        return self.post
+
+
+def main(settings: TrainSettings) -> None:
+    data, folder = Folder(settings.data), Folder(settings.run)
+    index = dataset.open_sealed(data)
+    _check_fit(settings, index)
+    try:
+        network, method = settings.networks(index.classes), settings.method()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    plan = order.make_plan(
+        tuple(record.samples for record in index.shards), settings.batch_size, settings.shuffle, settings.seed
+    )
+    if settings.workers:
+        order.check_workers(plan, settings.workers)
+    pool = cluster.connect(settings.workers, settings.device, verbose=settings.verbose)
+    workers = settings.workers or _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
+    chosen, fingerprint = cluster.probe(pool, settings.precision, settings.device)
+    identity = {
+        "data": index.root,
+        "network": asdict(network),
+        "method": asdict(method),
+        "batch": settings.batch_size,
+        "shuffle": settings.shuffle,
+        "seed": settings.seed,
+        "dtype": chosen.dtype_name,
+    }
+    try:
+        runs.take(folder, identity, settings.describe())
+        saved = runs.newest_images(folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    total = -(-settings.images // settings.batch_size) * settings.batch_size
+    if saved >= total:
+        print(f"train: {folder} has seen {saved:,} images already; nothing to do (more: --images)", flush=True)
+        return _finish(folder)
+    print(
+        f"train: {network.network} {network.image_size}x{network.image_size}x{network.channels}, "
+        f"{f'{network.num_classes} classes' if network.num_classes else 'unconditional'}, {workers} workers, "
+        f"{fingerprint['dtype']} on {fingerprint['device']}, {index.samples:,} images, "
+        f"{total / index.samples:,.1f} epochs" + (f"; going on after {saved:,} images" if saved else ""),
+        flush=True,
+    )
+    cores = int(ray.cluster_resources().get("CPU", 1)) // workers if len(ray.nodes()) == 1 else 1  # type: ignore[no-untyped-call]
+    board = Board.remote()  # type: ignore[attr-defined]  # ray.remote's classes
+    job = trainer.Job(
+        data=data.url,
+        run=folder.url,
+        network=network,
+        method=method,
+        plan=plan,
+        arithmetic=chosen,
+        total=total,
+        tick=settings.tick,
+        keep=settings.keep,
+        metric_images=min(settings.metric_images, index.samples),
+        threads=max(1, cores),
+        provenance={"data": index.root, "seed": settings.seed, "recipe": settings.recipe, "dtype": chosen.dtype_name},
+    )
+    with tempfile.TemporaryDirectory(prefix="ganmill-train-") as scratch:
+        ray_trainer = TorchTrainer(
+            trainer.train,
+            train_loop_config={"job": job, "board": board},
+            torch_config=TorchConfig(backend="nccl" if pool.gpus_per_worker else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=pool.gpus_per_worker > 0,
+                resources_per_worker={"CPU": max(1, cores), **({"GPU": 1} if pool.gpus_per_worker else {})},
+            ),
+            # A name of its own each time: what a run resumes from lies in its directory, not in Ray's.
+            run_config=ray.train.RunConfig(
+                name=f"ganmill-{uuid.uuid4().hex[:8]}",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            ),
+        )
+        _fit(ray_trainer, board, total, saved)
+    _finish(folder)
+
+
+def _check_fit(settings: TrainSettings, index: dataset.Index) -> None:
+    """Refuse a recipe for other images than the dataset holds."""
+    size, _, channels = index.image_shape
+    if (settings.image_size, settings.channels) != (size, channels):
+        raise UsageError(
+            f"recipe {settings.recipe} is for {settings.image_size}x{settings.image_size}x{settings.channels}, but "
+            f"{settings.data} holds {size}x{size}x{channels}; use another --recipe (dcgan64 for 64x64x3), "
+            f"--image-size {size} --channels {channels}, or ingest again with --image-size {settings.image_size} "
+            f"--channels {settings.channels}"
+        )
+    if settings.conditional and not index.classes:
+        raise UsageError(
+            f"recipe {settings.recipe} is conditional, but {settings.data} has no classes; use --no-conditional"
+        )
+
+
+def _default_workers(plan: order.Plan, most: int) -> int:
+    return max(n for n in range(1, most + 1) if plan.streams % n == 0)
+
+
+def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
+    """Run the training, showing what rank 0 posts. Raises LostWorkError if it does not reach its end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            post: trainer.Post = ray.get(board.read.remote())
+            progress.update(max(post.images, saved), post.note)
+
+    with Progress("train", total, "images", done=saved) as progress:
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            ray_trainer.fit()
+        except WorkerGroupError as error:
+            rank, failure = next(iter(error.worker_failures.items()))
+            traceback.print_exception(failure)
+            raise LostWorkError(f"worker {rank} failed, and --max-failures are used up: {failure}") from error
+        finally:
+            over.set()
+            watcher.join()
+        last: trainer.Post = ray.get(board.read.remote())
+        progress.update(last.images, last.note)
+        if last.error:
+            raise LostWorkError(last.error)
+
+
+def _finish(folder: Folder) -> None:
+    best = runs.read_best(folder)
+    assert best is not None, "a run that reached its end has a best model"
+    print(
+        f"train: {folder}: best model {best['model']}, {best['metric']} {best['value']:.5f} "
+        f"after {best['images']:,} images"
+    )
+    print(f"train: next: jobs/generate.py --model {folder} --count 1e4")
+
+
+if __name__ == "__main__":
+    run(main, TrainSettings)

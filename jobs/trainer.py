@@ -1,0 +1,228 @@
+"""What runs on each training worker: the loop, and what rank 0 writes at every tick."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray.train
+import torch
+from ray.train.torch import get_device
+from torch.utils.tensorboard import SummaryWriter
+
+from dcgan import metrics
+from dcgan.arithmetic import Arithmetic
+from dcgan.model_files import Model
+from dcgan.networks import NetworkConfig
+from dcgan.sampling import Sampler
+from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
+from jobs import models, runs
+from pipelines import dataset, images, loader, shards
+from pipelines.order import Plan
+from pipelines.storage import Folder
+
+POST_EVERY_S = 1.0
+GRID_COLUMNS = 10
+GRID_SEED = 2**62  # far from the seeds that people generate from
+
+
+class Post(NamedTuple):
+    """How far rank 0 is; `error` says why training had to stop."""
+
+    images: int
+    note: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """All that a worker needs to know."""
+
+    data: str
+    run: str
+    network: NetworkConfig
+    method: MethodConfig
+    plan: Plan
+    arithmetic: Arithmetic
+    total: int
+    tick: int
+    keep: int
+    metric_images: int
+    threads: int
+    provenance: dict[str, Any]
+
+
+def train(config: dict[str, Any]) -> None:
+    """One rank, from the newest checkpoint to the end. `config` holds `job` and the driver's `board`."""
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if job.arithmetic.device == "cuda":
+        torch.cuda.set_device(get_device())
+    else:
+        torch.set_num_threads(job.threads)
+    run, data = Folder(job.run), Folder(job.data)
+    index = dataset.open_sealed(data)
+    training = Training(job.network, job.method, job.arithmetic, job.plan.seed, rank, world)
+    checkpoint = runs.newest(run)
+    seen = 0
+    if checkpoint is not None:
+        training.load_state(checkpoint.state)
+        seen = checkpoint.images
+    recorder = Recorder(job, run, data, index, seen) if rank == 0 else None
+
+    history: list[dict[str, torch.Tensor]] = []
+    waited, since = 0.0, time.monotonic()
+    posted = since
+    batches = loader.batches(data, index, job.plan, rank, world, seen // job.plan.batch)
+    while seen < job.total:
+        before = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - before
+        history.append(training.step(batch.images_BHWC, batch.labels_B, seen))
+        seen += job.plan.batch
+        if rank == 0 and time.monotonic() - posted > POST_EVERY_S:
+            posted = time.monotonic()
+            config["board"].write.remote(Post(seen, _note(history), ""))
+        if seen // job.tick == (seen - job.plan.batch) // job.tick and seen < job.total:
+            continue
+        # A tick: every rank has taken the same steps, so that each of them comes here.
+        seconds = time.monotonic() - since
+        error = _first_bad(history, seen - len(history) * job.plan.batch, job.plan.batch)
+        if _any_rank(bool(error)):
+            if recorder is not None:
+                config["board"].write.remote(
+                    Post(seen, "", f"{error or 'a loss is not finite'}; {recorder.last_good()}")
+                )
+            break
+        if recorder is not None:
+            scalars = {name: float(np.mean([float(step[name]) for step in history])) for name in history[0]}
+            scalars["images_per_second"] = len(history) * job.plan.batch / seconds
+            scalars["data_wait_share"] = waited / seconds
+            note = recorder.tick(training, seen, scalars)
+            config["board"].write.remote(Post(seen, note, ""))
+        ray.train.report({"images": seen})  # also a barrier: no rank runs ahead of a checkpoint
+        history, waited, since = [], 0.0, time.monotonic()
+    batches.close()
+
+
+class Recorder:
+    """What rank 0 keeps of a run: statistics, pictures, the checkpoint, the model and which one is best."""
+
+    def __init__(self, job: Job, run: Folder, data: Folder, index: dataset.Index, seen: int) -> None:
+        self.job, self.run, self.classes = job, run, index.classes if job.network.num_classes else None
+        # A run that was interrupted wrote ticks after its last checkpoint; they will be made again.
+        self.ticks = [tick for tick in runs.read_stats(run) if tick["images"] <= seen]
+        self.saved = seen
+        self.real, self.labels = _first_images(data, index, job.metric_images)
+        self.features = metrics.RandomFeatures(job.network.channels)
+        self.real_features = self.features(self.real)
+        self.scratch = tempfile.mkdtemp(prefix="ganmill-tensorboard-")
+        self.board = SummaryWriter(self.scratch)
+        if not self.ticks:
+            rows = _rows(self.real, self.labels, self.classes)
+            run.write("reals.png", images.encode_png(images.grid(rows, scale=_scale(job))))
+
+    def tick(self, training: Training, seen: int, scalars: dict[str, float]) -> str:
+        """Measure, draw and save after `seen` images. Returns a few words on how it goes."""
+        model = Model(*training.export(), self.classes, self._provenance(seen))
+        sampler = Sampler(model, self.job.arithmetic, 128)
+        labels = self.labels if self.classes else None
+        fake = sampler.sample(range(GRID_SEED, GRID_SEED + len(self.real)), labels)
+        distance = metrics.kernel_distance(self.real_features, self.features(fake.images_NHWC))
+        scalars = {**scalars, "kernel_distance": distance}
+        rows = _rows(fake.images_NHWC, self.labels, self.classes)
+        grid = images.grid(rows, scale=_scale(self.job))
+        self.run.write(f"grids/{seen:012d}.png", images.encode_png(grid))
+        self.ticks.append({"images": seen, **scalars})
+        self._curves(seen, scalars, grid)
+        self._keep_best(model, seen, distance)
+        # The checkpoint last: a crash before it makes the whole tick again, to the same result.
+        runs.write_stats(self.run, self.ticks)
+        runs.save(self.run, seen, training.state(), self.job.keep)
+        self.saved = seen
+        return f"D {scalars['loss_d']:.2f}, G {scalars['loss_g']:.2f}, distance {distance:.4f}"
+
+    def last_good(self) -> str:
+        """Where to go back to, for the message of a run that had to stop."""
+        return f"last good checkpoint: {self.saved:,} images in {self.run}" if self.saved else "no checkpoint yet"
+
+    def _provenance(self, seen: int) -> dict[str, Any]:
+        return {**self.job.provenance, "images": seen}
+
+    def _keep_best(self, model: Model, seen: int, distance: float) -> None:
+        """Publish the model if none was better, and drop the one that it replaces."""
+        best = runs.read_best(self.run)
+        if best is not None and best["images"] < seen and best["value"] <= distance:
+            return
+        name = f"models/{seen:012d}"
+        models.save(model, self.run / name)
+        protocol = f"{metrics.PROTOCOL}; {len(self.real)} real and as many fake"
+        runs.write_best(
+            self.run,
+            {"model": name, "images": seen, "metric": "kernel_distance", "value": distance, "protocol": protocol},
+        )
+        if best is not None and best["model"] != name:
+            runs.delete(self.run, best["model"], models.FILES)
+
+    def _curves(self, seen: int, scalars: dict[str, float], grid: np.ndarray) -> None:
+        """TensorBoard's event file, copied to the run as it grows."""
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, seen)
+        self.board.add_image("samples", grid, seen, dataformats="HWC")
+        self.board.flush()
+        for file in Path(self.scratch).iterdir():
+            self.run.write(f"tensorboard/{file.name}", file.read_bytes())
+
+
+def _first_images(data: Folder, index: dataset.Index, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The dataset's first images and labels: ingest deals them in random order, so they are a fair sample."""
+    found: list[np.ndarray] = []
+    labels: list[int] = []
+    for record in index.shards:
+        tar = dataset.read_shard(data, record)
+        for sample in shards.unpack(tar, f"{data}/{record.tar}"):
+            found.append(images.decode(sample.image, index.image_shape[2]))
+            labels.append(sample.label or 0)
+            if len(found) == count:
+                return np.stack(found), np.array(labels, np.int64)
+    return np.stack(found), np.array(labels, np.int64)
+
+
+def _rows(pictures: np.ndarray, labels: np.ndarray, classes: list[str] | None) -> list[list[np.ndarray]]:
+    """Pictures for a grid: a row a class (the first ten), or ten rows."""
+    if classes is None:
+        return [list(pictures[i : i + GRID_COLUMNS]) for i in range(0, min(len(pictures), 100), GRID_COLUMNS)]
+    rows = [list(pictures[labels == label][:GRID_COLUMNS]) for label in range(min(len(classes), 10))]
+    return [row for row in rows if row]
+
+
+def _scale(job: Job) -> int:
+    return max(1, 64 // job.network.image_size)
+
+
+def _note(history: list[dict[str, torch.Tensor]]) -> str:
+    last = history[-1]
+    return f"D {float(last['loss_d']):.2f}, G {float(last['loss_g']):.2f}"
+
+
+def _first_bad(history: list[dict[str, torch.Tensor]], start: int, batch: int) -> str:
+    """The first step whose losses are not finite, in words; looked for once a tick, so that no step waits for a GPU."""
+    for number, step in enumerate(history):
+        try:
+            check_finite({name: float(step[name]) for name in ("loss_d", "loss_g")}, start + (number + 1) * batch)
+        except NonFiniteError as error:
+            return f"step {start // batch + number + 1}: {error}"
+    return ""
+
+
+def _any_rank(flag: bool) -> bool:
+    """Whether any rank has the flag up, so that all of them stop together."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flags = torch.tensor([float(flag)], device=device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return bool(flags.item())

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Check every byte of a sealed dataset; make some of its images again and compare the pixels."""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dcgan import arithmetic
+from dcgan.arithmetic import Arithmetic
+from dcgan.sampling import Sampler
+from jobs import cluster, generate, models
+from jobs.cluster import Done, Pool
+from jobs.progress import Progress
+from jobs.settings import JobSettings, Number, Url, UsageError, run
+from pipelines import dataset, images
+from pipelines.dataset import CorruptError, Index
+from pipelines.storage import Folder
+
+
+class VerifySettings(JobSettings):
+    """What `jobs/verify.py` takes."""
+
+    command: ClassVar[str] = "verify"
+    about: ClassVar[str] = (
+        "Check that a dataset is what was sealed: every hash, count and index; and that images can be made again."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "jobs/verify.py",
+        "jobs/verify.py --dataset s3://bucket/faces-1m --regenerate 256",
+    )
+
+    dataset: Url = Field("{root}/synthetic", description="the dataset")
+    regenerate: Number = Field(
+        0, ge=0, le=10**7, description="how many images to make again from their rows, spread evenly"
+    )
+    workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where images are made again")
+
+
+class VerifyShard:
+    """An actor's work: check one shard a call, and make some of its images again."""
+
+    def __init__(self, url: str, regenerate: int, chosen: Arithmetic | None) -> None:
+        self.folder = Folder(url)
+        self.index = dataset.open_sealed(self.folder)
+        self.regenerate = regenerate
+        self.maker = Maker(self.folder, self.index, chosen) if chosen else None
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        record = self.index.shards[shard]
+        samples = dataset.check_shard(self.folder, self.index, record)
+        result: dict[str, Any] = {"samples": samples, "regenerated": 0, "exact": 0, "furthest": 0}
+        chosen = _chosen(self.index, shard, self.regenerate)
+        if self.maker and chosen:
+            result |= self.maker.compare(shard, chosen)
+        return result
+
+
+class Maker:
+    """Makes images again from their rows, by the dataset's own copy of its model."""
+
+    def __init__(self, folder: Folder, index: Index, chosen: Arithmetic) -> None:
+        self.folder, self.index = folder, index
+        model, digest = models.load(folder / generate.MODEL)
+        if digest != index.identity["model"]:
+            raise CorruptError(
+                f"{folder}/{generate.MODEL}: its digest is {digest}, the dataset was made by {index.identity['model']}"
+            )
+        self.sampler = Sampler(model, chosen, index.identity["batch"])
+        stored = index.identity["arithmetic"]
+        here = arithmetic.fingerprint(chosen)
+        self.tolerance = 0 if all(stored[name] == here[name] for name in here) else arithmetic.grey_tolerance(stored)
+
+    def compare(self, shard: int, positions: list[int]) -> dict[str, Any]:
+        """Make some samples of a shard again. Raises CorruptError for a pixel, score, seed or label that is wrong."""
+        record = self.index.shards[shard]
+        rows = dataset.read_sealed_part(self.folder, record).table.take(positions).to_pylist()
+        tar = dataset.read_shard(self.folder, record)
+        channels = self.index.image_shape[2]
+        exact = furthest = 0
+        for row in rows:
+            stored = images.decode(tar[row["offset"] : row["offset"] + row["size"]], channels)
+            labels = generate.labels_of(self.index.identity, range(row["index"], row["index"] + 1))
+            where = f"{self.folder}/{record.tar}: sample {row['key']}"
+            if row["seed"] != self.index.identity["seed_start"] + row["index"]:
+                raise CorruptError(f"{where}: its seed is {row['seed']}")
+            if row["label"] != (None if labels is None else int(labels[0])):
+                raise CorruptError(f"{where}: its label is {row['label']}")
+            made = self.sampler.sample(range(row["seed"], row["seed"] + 1), labels)
+            difference = int(np.abs(made.images_NHWC[0].astype(int) - stored.astype(int)).max())
+            if difference > self.tolerance:
+                raise CorruptError(
+                    f"{where}: made again from seed {row['seed']} it differs by {difference} of 255 grey levels"
+                )
+            self._compare_score(row, stored, labels, where)
+            exact += difference == 0
+            furthest = max(furthest, difference)
+        return {"regenerated": len(rows), "exact": exact, "furthest": furthest}
+
+    def _compare_score(self, row: dict[str, Any], stored: np.ndarray, labels: np.ndarray | None, where: str) -> None:
+        logit = self.sampler.score(stored[None], labels)
+        slack = arithmetic.logit_tolerance(self.index.identity["arithmetic"]) if self.tolerance else 0.0
+        score = generate.sigmoid(logit)[0]
+        if abs(float(logit[0]) - row["logit"]) > slack or abs(float(score) - row["score"]) > slack:
+            raise CorruptError(
+                f"{where}: its logit is {row['logit']:.6f} and its score {row['score']:.6f}; "
+                f"the discriminator gives {float(logit[0]):.6f} and {float(score):.6f}"
+            )
+
+
+def _chosen(index: Index, shard: int, regenerate: int) -> list[int]:
+    """Which of a shard's samples are made again: `regenerate` of the whole dataset, evenly spread."""
+    total = index.samples
+    owned = dataset.shard_range(index.identity, shard)
+    number = min(regenerate, total)
+    # sample floor(i * total / number) for i in range(number); those that this shard owns
+    first = -(-owned.start * number // total)
+    last = -(-owned.stop * number // total)
+    return [i * total // number - owned.start for i in range(first, last)]
+
+
+def main(settings: VerifySettings) -> None:
+    folder = Folder(settings.dataset)
+    index = dataset.open_sealed(folder)
+    synthetic = index.identity["producer"] == "generate"
+    if settings.regenerate and not synthetic:
+        raise UsageError(
+            f"--regenerate {settings.regenerate}: {folder} was ingested; only generated images can be made again"
+        )
+    dataset.check_files(folder, index)
+    pool = cluster.connect(
+        settings.workers, settings.device if settings.regenerate else "cpu", verbose=settings.verbose
+    )
+    chosen = None
+    if settings.regenerate:
+        wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"
+        chosen, _ = cluster.probe(pool, wanted, settings.device)
+    results = _check_shards(
+        folder, index, {"url": folder.url, "regenerate": settings.regenerate, "chosen": chosen}, pool
+    )
+    samples = sum(done.result["samples"] for done in results)
+    if samples != index.samples:
+        raise CorruptError(f"{folder}: {samples:,} samples counted, {index.samples:,} sealed")
+    print(
+        f"verify: {folder}: {samples:,} images in {len(index.shards):,} shards, every byte as sealed; "
+        f"root {index.root[:12]}"
+    )
+    if settings.regenerate:
+        made, exact, furthest = (
+            sum(done.result["regenerated"] for done in results),
+            sum(done.result["exact"] for done in results),
+            max(done.result["furthest"] for done in results),
+        )
+        rest = (
+            ""
+            if exact == made
+            else f"; the furthest pixel is off by {furthest} of 255 (another machine or library than it was made with)"
+        )
+        print(f"verify: {made:,} images made again from their rows: {exact:,} equal in every pixel and score{rest}")
+
+
+def _check_shards(folder: Folder, index: Index, arguments: dict[str, Any], pool: Pool) -> list[Done]:
+    """Every shard's result. Raises CorruptError with the first shards that are not as sealed."""
+    results: list[Done] = []
+    with Progress("verify", index.samples, "images") as progress:
+        count = 0
+        for done in cluster.map_shards(VerifyShard, arguments, range(len(index.shards)), pool):
+            results.append(done)
+            count += done.result.get("samples", 0)
+            progress.update(count)
+    bad = sorted((done for done in results if done.error), key=lambda done: done.shard)
+    if bad:
+        more = f" (and {len(bad) - 1} more shards)" if len(bad) > 1 else ""
+        raise CorruptError(bad[0].error.removeprefix("CorruptError: ") + more)
+    return results
+
+
+if __name__ == "__main__":
+    run(main, VerifySettings)

@@ -1,0 +1,52 @@
+"""A claim: a small JSON file that says whose settings own a folder. Written once, before anything else."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pipelines.storage import Folder
+
+FORMAT = 1
+
+
+class Difference(NamedTuple):
+    """A field in which a claim that is there and the one that is wanted differ."""
+
+    field: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"begun with {self.field} = {_short(self.before)}, this run has {_short(self.now)}"
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON of a value: sorted keys, no spaces. What is hashed and compared is always this."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def encode(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bytes:
+    """A claim's content: what decides the result, and the settings that it came from."""
+    return canonical({"format": FORMAT, "identity": identity, "settings": settings}) + b"\n"
+
+
+def take(folder: Folder, name: str, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Difference]:
+    """Write the claim, or compare with the one that is there. An empty list says: the folder is ours."""
+    if folder.create(name, encode(identity, settings)):
+        return []
+    before = json.loads(folder.read(name))["identity"]
+    return list(_differences(before, json.loads(canonical(identity))))
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[Difference]:
+    """Every leaf in which two nested dicts differ, by its dotted name."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from _differences(before.get(name), now.get(name), f"{path}.{name}" if path else name)
+    elif before != now:
+        yield Difference(path, before, now)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

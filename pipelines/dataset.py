@@ -1,0 +1,298 @@
+"""Datasets: the claim, what is missing, the commit of a shard, the seal, and the check of every byte.
+
+    dataset.json            the claim: identity (all that decides the bytes) and the settings it was made with
+    shards/000000.tar       WebDataset shards; shard s owns the indices [s*S, (s+1)*S)
+    manifest/000000.parquet its part, written after it: the shard is done
+    index.json              the seal, written last: hashes and counts of everything; readers accept only sealed datasets
+
+A run that died leaves a claim and some parts. The next one lists the parts once and does what is missing; since each
+shard's bytes follow from the identity and its number alone, nobody can tell how often it was tried.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import claim as claim_file
+from pipelines import manifest, shards
+from pipelines.claim import FORMAT, canonical
+from pipelines.manifest import Part, Reject, ShardRecord
+from pipelines.storage import Folder, MissingError
+
+CLAIM = "dataset.json"
+SEAL = "index.json"
+REJECTS = "rejects.parquet"
+
+
+class DatasetError(ValueError):
+    """A dataset that is missing, not sealed, or not what was asked for: one line that says what to do."""
+
+
+class CorruptError(ValueError):
+    """A dataset whose bytes are not those that were sealed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A sealed dataset: what index.json says, and the identity that it was claimed with."""
+
+    identity: dict[str, Any]
+    shards: tuple[ShardRecord, ...]
+    files: dict[str, str]  # name -> sha256 of everything beside shards and parts
+    root: str  # the hash that names the dataset: over identity and shards
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def classes(self) -> list[str] | None:
+        names: list[str] | None = self.identity["classes"]
+        return names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels, the same for every image."""
+        return self.identity["image_size"], self.identity["image_size"], self.identity["channels"]
+
+
+def num_shards(identity: Mapping[str, Any]) -> int:
+    return -(-int(identity["count"]) // int(identity["shard_size"]))
+
+
+def shard_range(identity: Mapping[str, Any], shard: int) -> range:
+    """The global indices that a shard owns."""
+    size = identity["shard_size"]
+    return range(shard * size, min((shard + 1) * size, identity["count"]))
+
+
+def claim(folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Take the folder for a dataset of this identity, or go on with one that has it.
+
+    A larger `count` with all else equal extends: the seal is taken off, a short last shard is to be done again.
+
+    Raises: DatasetError naming the first field that differs, both values and what to do.
+    """
+    differences = claim_file.take(folder, CLAIM, identity, settings)
+    if not differences:
+        return
+    first = differences[0]
+    if [d.field for d in differences] == ["count"] and first.now > first.before:
+        # In this order a crash at any point leaves a dataset that the next start completes right.
+        folder.delete(SEAL)
+        if first.before % identity["shard_size"]:
+            folder.delete(manifest.part_name(first.before // identity["shard_size"]))
+        folder.write(CLAIM, claim_file.encode(identity, settings))
+        return
+    raise DatasetError(f"{folder}: {first}; use the same settings to go on, or another --output")
+
+
+def read_claim(folder: Folder) -> dict[str, Any]:
+    """dataset.json. Raises DatasetError if there is none or it cannot be read by this version."""
+    try:
+        data = folder.read(CLAIM)
+    except MissingError as error:
+        raise DatasetError(f"{folder}: no dataset here ({CLAIM} is missing); check the URL") from error
+    claimed: dict[str, Any] = _json(data, f"{folder}/{CLAIM}")
+    if claimed.get("format") != FORMAT or not isinstance(claimed.get("identity"), dict):
+        raise DatasetError(f"{folder}/{CLAIM}: format {claimed.get('format')!r}; this version reads format {FORMAT}")
+    return claimed
+
+
+def missing(folder: Folder, shards: int) -> list[int]:
+    """The shards of a claimed dataset that are not done yet. One listing, however many there are."""
+    done = folder.list("manifest")
+    return [shard for shard in range(shards) if f"{shard:06d}.parquet" not in done]
+
+
+def commit(
+    folder: Folder,
+    shard: int,
+    producer: str,
+    samples: Iterable[shards.Sample],
+    extra: Mapping[str, Any],
+    rejects: Iterable[Reject] = (),
+    extension: str = "png",
+) -> ShardRecord:
+    """Publish one shard: its tar, then its part."""
+    packed = shards.pack(samples, extension)
+    rejects = list(rejects)
+    data = manifest.encode(producer, shard, packed, extra, rejects)
+    folder.write(manifest.tar_name(shard), packed.data)
+    folder.write(manifest.part_name(shard), data)
+    return manifest.record(data, manifest.decode(data, manifest.part_name(shard)))
+
+
+def read_part(folder: Folder, shard: int) -> tuple[Part, ShardRecord]:
+    """One shard's manifest rows, and what a seal says of it."""
+    name = manifest.part_name(shard)
+    data = folder.read(name)
+    part = manifest.decode(data, f"{folder}/{name}")
+    return part, manifest.record(data, part)
+
+
+def seal(
+    folder: Folder,
+    identity: Mapping[str, Any],
+    records: Mapping[int, ShardRecord],
+    extras: Mapping[str, bytes],
+    existing: Iterable[str] = (),
+) -> Index:
+    """Check that every shard is there, whole and of the right size, then publish `extras` and the seal.
+
+    Args:   records: every shard of the dataset. extras: name -> content of the files that go beside the shards.
+            existing: names of files that are there already and are sealed too.
+    Raises: CorruptError naming shards that are missing or short.
+    """
+    listed = {**_prefixed(folder, "shards"), **_prefixed(folder, "manifest")}
+    expected = {}
+    for record in records.values():
+        expected[record.tar], expected[record.part] = record.bytes, record.part_bytes
+    wrong = sorted(name for name, size in expected.items() if listed.get(name) != size)
+    if wrong or sorted(records) != list(range(num_shards(identity))):
+        raise CorruptError(
+            f"{folder}: cannot be sealed: missing or of another size: {', '.join(wrong[:10]) or 'shards'}"
+        )
+    folder.sweep("shards")
+    folder.sweep("manifest")
+    for name, data in extras.items():
+        folder.write(name, data)
+    files = {**extras, **{name: folder.read(name) for name in (CLAIM, *existing)}}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    index = Index(dict(identity), tuple(records[shard] for shard in sorted(records)), hashes, "")
+    sealed = _seal_json(index)
+    folder.write(SEAL, canonical(sealed) + b"\n")
+    return Index(index.identity, index.shards, index.files, sealed["root"])
+
+
+def open_sealed(folder: Folder) -> Index:
+    """The index of a sealed dataset; the only way in for readers.
+
+    Raises: DatasetError if there is no dataset or it has no seal; CorruptError if the seal contradicts itself.
+    """
+    identity = read_claim(folder)["identity"]
+    try:
+        data = folder.read(SEAL)
+    except MissingError as error:
+        raise DatasetError(
+            f"{folder}: not finished ({SEAL} is missing); run the job that makes it again to complete it"
+        ) from error
+    sealed = _json(data, f"{folder}/{SEAL}")
+    try:
+        records = tuple(ShardRecord(shard=number, **entry) for number, entry in enumerate(sealed["shards"]))
+        index = Index(identity, records, sealed["files"], sealed["root"])
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"{folder}/{SEAL}: not an index: {error}") from error
+    if data != canonical(_seal_json(index)) + b"\n":
+        raise CorruptError(
+            f"{folder}/{SEAL}: does not agree with itself or with {CLAIM}; it was changed after the seal"
+        )
+    return index
+
+
+def read_shard(folder: Folder, record: ShardRecord) -> bytes:
+    """A shard's tar, checked against the seal. Raises CorruptError naming it."""
+    return _checked(folder, record.tar, record.bytes, record.sha256)
+
+
+def read_sealed_part(folder: Folder, record: ShardRecord) -> Part:
+    """A shard's manifest rows, checked against the seal. Raises CorruptError naming the part."""
+    return manifest.decode(
+        _checked(folder, record.part, record.part_bytes, record.part_sha256), f"{folder}/{record.part}"
+    )
+
+
+def check_files(folder: Folder, index: Index) -> None:
+    """Everything beside the shards: each sealed file is there and unchanged, and no shard or part is there unsealed."""
+    for name, sha256 in index.files.items():
+        _checked(folder, name, None, sha256)
+    sealed = {name for record in index.shards for name in (record.tar, record.part)}
+    strangers = sorted(({*_prefixed(folder, "shards")} | {*_prefixed(folder, "manifest")}) - sealed)
+    if strangers:
+        raise CorruptError(f"{folder}/{strangers[0]}: not in the seal")
+
+
+def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
+    """Check one shard: both hashes, and that tar and part say the same of every sample, one for one.
+
+    Returns the number of samples, counted in the tar. Raises CorruptError naming file and sample.
+    """
+    where = f"{folder}/{record.tar}"
+    data = read_shard(folder, record)
+    part = read_sealed_part(folder, record)
+    rows = part.table.to_pylist()
+    owned = shard_range(index.identity, record.shard)
+    rejected = {reject.index for reject in part.rejects}
+    if [row["index"] for row in rows] != [i for i in owned if i not in rejected] or part.shard != record.shard:
+        raise CorruptError(f"{folder}/{record.part}: its rows are not the indices {owned.start} to {owned.stop - 1}")
+    samples = list(shards.unpack(data, where))
+    if len(samples) != len(rows):
+        raise CorruptError(f"{where}: {len(samples)} samples, its part has {len(rows)} rows")
+    for sample, row in zip(samples, rows, strict=True):
+        image = data[row["offset"] : row["offset"] + row["size"]]
+        if (
+            sample.index != row["index"]
+            or row["key"] != shards.key(row["index"])
+            or row["shard"] != record.shard
+            or sample.label != row["label"]
+            or image != sample.image
+            or hashlib.sha256(image).digest() != row["sha256"]
+        ):
+            raise CorruptError(f"{where}: sample {row['key']} is not what its row in {record.part} says")
+    return len(samples)
+
+
+def rows(folder: Folder, index: Index, columns: list[str]) -> pa.Table:
+    """Some columns of the whole manifest, read part by part. Memory: those columns of every sample."""
+    return pa.concat_tables(read_sealed_part(folder, record).table.select(columns) for record in index.shards)
+
+
+def _seal_json(index: Index) -> dict[str, Any]:
+    entries = []
+    for record in index.shards:
+        entry = asdict(record)
+        del entry["shard"]  # its place in the list
+        entries.append(entry)
+    return {
+        "format": FORMAT,
+        "samples": index.samples,
+        "bytes": index.bytes,
+        "classes": index.classes,
+        "shards": entries,
+        "files": index.files,
+        "root": hashlib.sha256(canonical({"identity": index.identity, "shards": entries})).hexdigest(),
+    }
+
+
+def _checked(folder: Folder, name: str, size: int | None, sha256: str) -> bytes:
+    try:
+        data = folder.read(name)
+    except MissingError as error:
+        raise CorruptError(f"{folder}/{name}: missing") from error
+    if size is not None and len(data) != size:
+        raise CorruptError(f"{folder}/{name}: {len(data)} bytes, sealed with {size}")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CorruptError(f"{folder}/{name}: changed after the seal (its sha256 is another)")
+    return data
+
+
+def _prefixed(folder: Folder, name: str) -> dict[str, int]:
+    return {f"{name}/{file}": size for file, size in folder.list(name).items()}
+
+
+def _json(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise CorruptError(f"{where}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CorruptError(f"{where}: not a JSON object")
+    return value

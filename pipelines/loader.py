@@ -1,0 +1,106 @@
+"""One rank's batches from a sealed dataset on any store: checked shards in, uint8 pixels out, in the plan's order."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from pipelines import dataset, images, order, shards
+from pipelines.dataset import Index
+from pipelines.order import Plan
+from pipelines.storage import Folder
+
+PREFETCH_BATCHES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a global batch. B images, H x W pixels, C channels."""
+
+    images_BHWC: np.ndarray  # uint8
+    labels_B: np.ndarray  # int64; zeros without classes
+
+
+def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Generator[Batch, None, None]:
+    """The rank's batches from global step `step` on, for ever: epoch after epoch.
+
+    Reading and decoding go on in a thread, a few batches ahead. Raises what that thread raised: CorruptError for a
+    shard that is not as sealed.
+    """
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH_BATCHES)
+    closed = threading.Event()
+
+    def put(item: Batch | BaseException) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for batch in _produce(folder, index, plan, rank, world, step):
+                put(batch)
+                if closed.is_set():
+                    return
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=produce, name="loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Iterator[Batch]:
+    channels = index.image_shape[2]
+    share = plan.streams // world
+    epoch, first = divmod(step, plan.steps_per_epoch)
+    while True:
+        streams = [
+            _stream(folder, index, plan, epoch, stream, first * plan.stream_batch)
+            for stream in range(rank * share, (rank + 1) * share)
+        ]
+        for _ in range(first, plan.steps_per_epoch):
+            taken = [sample for stream in streams for sample in islice(stream, plan.stream_batch)]
+            yield Batch(
+                np.stack([images.decode(sample.image, channels) for sample in taken]),
+                np.array([sample.label or 0 for sample in taken], np.int64),
+            )
+        epoch, first = epoch + 1, 0
+
+
+def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, start: int) -> Iterator[shards.Sample]:
+    """One stream's samples from position `start` on. Shards wholly before the window of `start` are not read."""
+    window = start // plan.window
+    line = _read(folder, index, order.spans(plan, epoch, stream), window * plan.window)
+    skip = start - window * plan.window
+    while window * plan.window < plan.stream_length:
+        permutation = order.window_order(plan, epoch, stream, window)
+        buffer = list(islice(line, len(permutation)))
+        for position in permutation[skip:].tolist():
+            yield buffer[position]
+        window, skip = window + 1, 0
+
+
+def _read(folder: Folder, index: Index, spans: list[order.Span], start: int) -> Iterator[shards.Sample]:
+    """The samples of consecutive spans, without the first `start`."""
+    for span in spans:
+        length = span.stop - span.start
+        if start >= length:
+            start -= length
+            continue
+        record = index.shards[span.shard]
+        data = dataset.read_shard(folder, record)
+        yield from islice(shards.unpack(data, f"{folder}/{record.tar}"), span.start + start, span.stop)
+        start = 0

@@ -1,0 +1,157 @@
+"""Manifest parts: one Parquet file a shard, one row a sample, written after its tar. A part that is there says: done.
+
+Types are plain, so that any Parquet reader opens them and none has anything to execute. What is known of the shard as a
+whole (the tar's size and hash, and what ingest rejected) rides in the footer under the key `ganmill`: a shard is then
+finished by one atomic write.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.shards import Packed, key
+
+COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),  # of the image's bytes in the tar
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),  # of the image's bytes
+        pa.field("label", pa.int32()),  # null without classes
+    ]
+)
+EXTRA = {  # what each producer adds
+    "ingest": [pa.field("source", pa.string(), nullable=False)],
+    "generate": [
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("logit", pa.float32(), nullable=False),  # the discriminator's raw output
+        pa.field("score", pa.float32(), nullable=False),  # its sigmoid
+    ],
+}
+_FOOTER = b"ganmill"
+_REJECTS = pa.schema([("index", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
+
+
+class PartError(ValueError):
+    """A manifest part that does not hold what it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """What the seal says of one shard. The name of both files is the shard's number in six digits or more."""
+
+    shard: int
+    samples: int
+    bytes: int
+    sha256: str  # of the tar
+    part_bytes: int
+    part_sha256: str
+
+    @property
+    def tar(self) -> str:
+        return tar_name(self.shard)
+
+    @property
+    def part(self) -> str:
+        return part_name(self.shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A source that was not taken: its index stays empty."""
+
+    index: int
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part read back: its rows, and what its footer says of the shard."""
+
+    table: pa.Table
+    shard: int
+    tar_bytes: int
+    tar_sha256: str
+    rejects: tuple[Reject, ...]
+
+
+def tar_name(shard: int) -> str:
+    return f"shards/{shard:06d}.tar"
+
+
+def part_name(shard: int) -> str:
+    return f"manifest/{shard:06d}.parquet"
+
+
+def encode(
+    producer: str, shard: int, packed: Packed, extra: Mapping[str, Sequence[Any]], rejects: Sequence[Reject] = ()
+) -> bytes:
+    """The part of a packed shard. `extra` holds the producer's own columns (EXTRA), one value a sample.
+
+    The same rows give the same bytes under one version of pyarrow.
+    """
+    footer = {
+        "shard": shard,
+        "tar_bytes": len(packed.data),
+        "tar_sha256": hashlib.sha256(packed.data).hexdigest(),
+        "rejects": [asdict(reject) for reject in rejects],
+    }
+    fields = [*COLUMNS, *EXTRA[producer]]
+    schema = pa.schema(fields)
+    columns = {
+        "key": [key(index) for index in packed.index],
+        "index": packed.index,
+        "shard": [shard] * len(packed.index),
+        "offset": packed.offset,
+        "size": packed.size,
+        "sha256": packed.sha256,
+        "label": packed.label,
+        **extra,
+    }
+    sink = io.BytesIO()
+    table = pa.table([pa.array(columns[field.name], field.type) for field in fields], schema=schema)
+    with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table)))
+        writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True).encode()})
+    return sink.getvalue()
+
+
+def decode(data: bytes, where: str) -> Part:
+    """Read a part. `where` is its URL, for errors. Raises PartError if it is not one."""
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        footer = json.loads(file.metadata.metadata[_FOOTER])
+        table = file.read()
+        rejects = tuple(Reject(**reject) for reject in footer["rejects"])
+        return Part(table, footer["shard"], footer["tar_bytes"], footer["tar_sha256"], rejects)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise PartError(f"{where}: not a manifest part: {error}") from error
+
+
+def record(data: bytes, part: Part) -> ShardRecord:
+    """What the seal says of a shard, from its part and the part's bytes."""
+    return ShardRecord(
+        shard=part.shard,
+        samples=len(part.table),
+        bytes=part.tar_bytes,
+        sha256=part.tar_sha256,
+        part_bytes=len(data),
+        part_sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def encode_rejects(rejects: Sequence[Reject]) -> bytes:
+    """`rejects.parquet`: every source that was not taken, and why."""
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist([asdict(reject) for reject in rejects], schema=_REJECTS)
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue()

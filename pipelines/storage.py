@@ -1,0 +1,275 @@
+"""The one door to storage: a folder under any fsspec URL, with reads that are bounded and writes that are whole.
+
+Nothing half-written is ever visible. A local write goes to a temporary name, is synced and renamed; an object store
+gets one PUT (or one completed multipart upload). Endpoint, region and credentials come from the environment that the
+store's own library reads (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...), never from data.
+"""
+
+import contextlib
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+T = TypeVar("T")
+
+SCHEMES = ("file", "s3", "gs", "az")
+# A store that throttles or restarts is back within seconds; waits of 0.2, 0.4, ... s (jittered) span about 6 s.
+ATTEMPTS = 6
+FIRST_WAIT_S = 0.2
+
+_S3_OPTIONS = {
+    "config_kwargs": {
+        "retries": {"mode": "standard", "max_attempts": 5},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+    },
+    # Another process may have written since: every listing asks the store.
+    "use_listings_cache": False,
+}
+
+
+class StorageError(OSError):
+    """Storage that cannot be used as asked: missing, refused or not allowed. Trying again will not help."""
+
+
+class MissingError(StorageError):
+    """No such file or object."""
+
+
+class Folder:
+    """A folder of files in one store. Names are relative, with `/`; a file's content is bytes."""
+
+    def __init__(self, url: str) -> None:
+        """Raises StorageError for a scheme that is not allowed or a URL that carries credentials."""
+        self.url = normalise(url)
+        scheme, path = _split(self.url)
+        self._local = scheme == "file"
+        self._path = path
+        options = _S3_OPTIONS if scheme == "s3" else {}
+        try:
+            self._fs = fsspec.filesystem(scheme, **options)
+        except ImportError as error:
+            raise StorageError(f"{self.url}: {scheme}:// needs another package: {error}") from error
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.url}/{name}")
+
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
+        return Folder, (self.url,)  # a process opens its own connections
+
+    def list(self, name: str = "") -> dict[str, int]:
+        """The files directly in folder `name`, with their sizes in bytes; {} if there is none. Without hidden files."""
+        base = f"{self._path}/{name}".rstrip("/")
+
+        def listing() -> dict[str, int]:
+            try:
+                entries = self._fs.ls(base, detail=True)
+            except FileNotFoundError as error:
+                if _code(error) == "NoSuchBucket":
+                    raise
+                return {}
+            return {
+                entry["name"].rsplit("/", 1)[-1]: int(entry["size"] or 0)
+                for entry in entries
+                if entry["type"] == "file" and not entry["name"].rsplit("/", 1)[-1].startswith(".")
+            }
+
+        return self._try(listing, name)
+
+    def tree(self) -> dict[str, int]:
+        """Every file below the folder, by its name relative to it, with sizes in bytes. Hidden files are left out."""
+
+        def walk() -> dict[str, int]:
+            found = self._fs.find(self._path, detail=True)
+            names = {path[len(self._path.rstrip("/")) + 1 :]: int(entry["size"] or 0) for path, entry in found.items()}
+            return {name: size for name, size in names.items() if not any(p.startswith(".") for p in name.split("/"))}
+
+        return self._try(walk, "")
+
+    def read(self, name: str) -> bytes:
+        """A file's whole content. Raises MissingError if there is no such file."""
+        return self._try(lambda: bytes(self._fs.cat_file(f"{self._path}/{name}")), name)
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes of a file from `offset` on, without reading the rest."""
+        end = offset + size
+        data = self._try(lambda: bytes(self._fs.cat_file(f"{self._path}/{name}", start=offset, end=end)), name)
+        if len(data) != size:
+            raise StorageError(
+                f"{self.url}/{name}: {len(data)} bytes from {offset} on, not {size}: the file is cut short"
+            )
+        return data
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there. Costs one request, and never trusts a cached listing."""
+        return self._try(lambda: bool(self._fs.isfile(f"{self._path}/{name}")), name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Publish a file, all or nothing, over an older one of that name."""
+        publish = self._publish_local if self._local else self._publish_object
+        self._try(lambda: publish(name, data), name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Publish a small file unless one of that name is there. Returns whether this call made it.
+
+        Of several callers at once exactly one gets True: a hard link locally, a conditional PUT on stores that have it.
+        """
+        if self._local:
+            return self._try(lambda: self._create_local(name, data), name)
+        try:
+            self._try(lambda: self._fs.pipe_file(f"{self._path}/{name}", data, mode="create"), name)
+        except FileExistsError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is fine."""
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(f"{self._path}/{name}")
+
+        self._try(remove, name)
+
+    def sweep(self, name: str) -> None:
+        """Remove the temporary files that crashed writers left in folder `name`. Only a local folder can have any."""
+        if self._local:
+            for leftover in Path(self._path, name).glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    def _publish_local(self, name: str, data: bytes) -> None:
+        target = Path(self._path, name)
+        temporary = _write_temporary(target, data)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+
+    def _create_local(self, name: str, data: bytes) -> bool:
+        target = Path(self._path, name)
+        temporary = _write_temporary(target, data)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+        return True
+
+    def _publish_object(self, name: str, data: bytes) -> None:
+        self._fs.pipe_file(f"{self._path}/{name}", data)
+
+    def _try(self, call: Callable[[], T], name: str) -> T:
+        """Call, with bounded and growing waits after errors that pass; words for those that do not."""
+        where = f"{self.url}/{name}".rstrip("/")
+        for attempt in range(ATTEMPTS):
+            try:
+                return call()
+            except (OSError, BotoCoreError, ClientError) as error:
+                final = _final(error, where, self._local)
+                if final is not None:
+                    raise final from error
+                if attempt == ATTEMPTS - 1:
+                    raise OSError(f"{where}: gave up after {ATTEMPTS} attempts: {error}") from error
+            time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))
+        raise AssertionError("unreachable")
+
+
+def normalise(url: str) -> str:
+    """A URL as ganmill writes it: absolute, no trailing slash. Raises StorageError if it is not allowed."""
+    if not url:
+        raise StorageError("an empty path: give a folder or a URL")
+    if "://" not in url:
+        return os.path.abspath(os.path.expanduser(url))
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query:
+        raise StorageError(
+            f"{parts.scheme}://{parts.hostname}...: no credentials or options in a URL; set them in the environment"
+        )
+    if parts.scheme not in SCHEMES:
+        raise StorageError(f"{url}: scheme {parts.scheme!r} is not one of {', '.join(SCHEMES)}")
+    if parts.scheme == "file":
+        return os.path.abspath(parts.path)
+    if not parts.netloc:
+        raise StorageError(f"{url}: no bucket; write {parts.scheme}://bucket/prefix")
+    return url.rstrip("/")
+
+
+def _split(url: str) -> tuple[str, str]:
+    if "://" not in url:
+        return "file", url
+    scheme, path = url.split("://", 1)
+    return scheme, path
+
+
+def _write_temporary(target: Path, data: bytes) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut: on Linux the directory itself has to be synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _code(error: BaseException | None) -> str:
+    """The store's own error code behind an exception, or ''. s3fs keeps it in the chain of causes."""
+    while error is not None:
+        if isinstance(error, ClientError):
+            return str(error.response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
+_REFUSED = {
+    "InvalidAccessKeyId": "the store does not know this access key; check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the session token has expired; renew it",
+    "InvalidToken": "the session token is not valid; renew it",
+    "RequestTimeTooSkewed": "this machine's clock is off; set it right",
+    "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
+    "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
+}
+
+
+def _final(error: BaseException, where: str, local: bool) -> OSError | None:
+    """The error to raise when another attempt cannot help, in plain words; None when one may."""
+    code = _code(error)
+    if code == "NoSuchBucket":
+        return StorageError(f"{where}: the bucket does not exist; create it, or check the name and AWS_ENDPOINT_URL")
+    if code in _REFUSED:
+        return StorageError(f"{where}: {_REFUSED[code]}")
+    if code in ("PreconditionFailed", "ConditionalRequestConflict") or isinstance(error, FileExistsError):
+        return FileExistsError(f"{where}: exists")
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, PermissionError):
+        return StorageError(f"{where}: permission denied")
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return MissingError(f"{where}: not found")
+    if local:
+        return OSError(getattr(error, "errno", None) or 0, f"{where}: {getattr(error, 'strerror', None) or error}")
+    return None

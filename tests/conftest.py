@@ -1,0 +1,89 @@
+"""What the tests share: the commands as processes, one Ray for the tests that call them directly, and an S3 server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+
+from jobs import ingest, train
+
+ROOT = Path(__file__).resolve().parent.parent
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_ray() -> None:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # the tests that want a token start their own cluster
+    for name in [name for name in os.environ if name.startswith(("GANMILL_", "AWS_")) or name == "RAY_ADDRESS"]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def job() -> Job:
+    """Run a command as a user does: `job("ingest", "--source", "digits")`. Never raises; look at returncode."""
+
+    def call(name: str, *flags: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, flags)]
+        return subprocess.run(
+            command, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=280, check=False
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray with 2 CPUs for all tests that call a command's main()."""
+    ray.init(address="local", num_cpus=2, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real dataset: 5,000 handwritten digits in 5 shards. Not to be changed; copy it for that."""
+    output = tmp_path_factory.mktemp("digits") / "real"
+    ingest.main(ingest.IngestSettings(source="digits", output=str(output)))
+    return output
+
+
+@pytest.fixture(scope="session")
+def digits_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two DDP workers over 2,560 digits: a real model, if a poor one. Not to be changed."""
+    run = tmp_path_factory.mktemp("run") / "run"
+    settings = {**train.TrainSettings.preset({"recipe": "digits28"}), "width": 16, "metric_images": 200}
+    train.main(train.TrainSettings(**settings, data=str(digits), run=str(run), images=2560, tick=1280, workers=2))
+    return run
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """moto's S3 server over HTTP on a free port; its URL."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A fresh bucket on the S3 server, as `s3://...`; the environment has its endpoint and credentials."""
+    environment = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"b{abs(hash(request.node.nodeid)) % 10**12}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
