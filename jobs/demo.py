@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole line on real digits: ingest, train, generate, verify; then a table of what was made and how long it took."""
+"""The whole line on real digits: ingest, train, generate, verify; then a table of what was made and how long."""
 
 import shutil
 import subprocess
