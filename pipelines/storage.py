@@ -16,7 +16,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoAnswerError
 
 T = TypeVar("T")
 
@@ -27,7 +34,7 @@ FIRST_WAIT_S = 0.2
 
 _S3_OPTIONS = {
     "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 5},
+        "retries": {"mode": "standard", "max_attempts": 2},  # under each of ours: more would multiply the waits
         "connect_timeout": 10,
         "read_timeout": 60,
     },
@@ -54,6 +61,9 @@ class Folder:
         self._local = scheme == "file"
         self._path = path
         options = _S3_OPTIONS if scheme == "s3" else {}
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else ""
+        if endpoint and "://" not in endpoint:
+            raise StorageError(f"AWS_ENDPOINT_URL is {endpoint}: not a URL; write http://{endpoint}")
         try:
             self._fs = fsspec.filesystem(scheme, **options)
         except ImportError as error:
@@ -134,11 +144,14 @@ class Folder:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is not there is fine."""
+        """Remove a file; one that is not there is fine. A local folder that this empties goes too, as on a store."""
 
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(f"{self._path}/{name}")
+            if self._local:
+                with contextlib.suppress(OSError):  # it holds other files
+                    Path(self._path, name).parent.rmdir()
 
         self._try(remove, name)
 
@@ -151,7 +164,11 @@ class Folder:
     def _publish_local(self, name: str, data: bytes) -> None:
         target = Path(self._path, name)
         temporary = _write_temporary(target, data)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         _sync_folder(target.parent)
 
     def _create_local(self, name: str, data: bytes) -> bool:
@@ -180,6 +197,8 @@ class Folder:
                 if final is not None:
                     raise final from error
                 if attempt == ATTEMPTS - 1:
+                    if isinstance(error, NoAnswerError):
+                        raise StorageError(f"{where}: {error}; check AWS_ENDPOINT_URL and the network") from error
                     raise OSError(f"{where}: gave up after {ATTEMPTS} attempts: {error}") from error
             time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
@@ -267,8 +286,13 @@ def _final(error: BaseException, where: str, local: bool) -> OSError | None:
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, PermissionError):
-        return StorageError(f"{where}: permission denied")
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        hint = "" if local else "; check the credentials in the environment, and what they may do"
+        return StorageError(f"{where}: permission denied{hint}")
+    if code == "InvalidBucketName" or isinstance(error, ParamValidationError):
+        return StorageError(f"{where}: not a bucket's name; check the URL")
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{where}: a folder lies where a file is to be; move it away")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return MissingError(f"{where}: not found")
     if local:
         return OSError(getattr(error, "errno", None) or 0, f"{where}: {getattr(error, 'strerror', None) or error}")
