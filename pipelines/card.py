@@ -108,7 +108,7 @@ def _readme(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> 
         "All that decides the bytes:",
         "",
         "```json",
-        json.dumps(identity, indent=1),
+        json.dumps(identity, indent=1, sort_keys=True),
         "```",
         "",
     ]
