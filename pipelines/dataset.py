@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipelines import claim as claim_file
 from pipelines import manifest, shards
-from pipelines.claim import FORMAT, canonical
+from pipelines.claim import FORMAT, ClaimError, canonical
 from pipelines.manifest import Part, Reject, ShardRecord
 from pipelines.storage import Folder, MissingError
 
@@ -55,7 +55,7 @@ class Index:
 
     @property
     def classes(self) -> list[str] | None:
-        names: list[str] | None = self.identity["classes"]
+        names: list[str] | None = self.identity.get("classes")
         return names
 
     @property
@@ -81,7 +81,10 @@ def claim(folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, An
 
     Raises: DatasetError naming the first field that differs, both values and what to do.
     """
-    differences = claim_file.take(folder, CLAIM, identity, settings)
+    try:
+        differences = claim_file.take(folder, CLAIM, identity, settings)
+    except ClaimError as error:
+        raise DatasetError(str(error)) from error
     if not differences:
         return
     first = differences[0]
@@ -189,9 +192,10 @@ def open_sealed(folder: Folder) -> Index:
     try:
         records = tuple(ShardRecord(shard=number, **entry) for number, entry in enumerate(sealed["shards"]))
         index = Index(identity, records, sealed["files"], sealed["root"])
-    except (KeyError, TypeError) as error:
+        agrees = data == canonical(_seal_json(index)) + b"\n"
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{folder}/{SEAL}: not an index: {error}") from error
-    if data != canonical(_seal_json(index)) + b"\n":
+    if not agrees:
         raise CorruptError(
             f"{folder}/{SEAL}: does not agree with itself or with {CLAIM}; it was changed after the seal"
         )

@@ -5,6 +5,7 @@ people have, whatever it is.
 """
 
 import io
+import struct
 import warnings
 
 import cv2
@@ -58,13 +59,14 @@ def normalise(data: bytes, size: int, channels: int, resize: str, background: tu
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"too large: {image.width} x {image.height} pixels")
             image.load()
+            image = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too large: a decompression bomb") from error
     except UnidentifiedImageError as error:
         raise ImageError("not an image") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error) as error:  # the last from a damaged EXIF block
         raise error if isinstance(error, ImageError) else ImageError(f"damaged: {error}") from error
-    image = _flatten(ImageOps.exif_transpose(image), channels, background)
+    image = _flatten(image, channels, background)
     return np.asarray(_fit(image, size, resize, background)).reshape(size, size, channels)
 
 

@@ -80,7 +80,7 @@ class Folder:
 
     def list(self, name: str = "") -> dict[str, int]:
         """The files directly in folder `name`, with their sizes in bytes; {} if there is none. Without hidden files."""
-        base = f"{self._path}/{name}".rstrip("/")
+        base = f"{self._path}/{name}".rstrip("/") or "/"
 
         def listing() -> dict[str, int]:
             try:
@@ -218,10 +218,12 @@ def normalise(url: str) -> str:
     if parts.scheme not in SCHEMES:
         raise StorageError(f"{url}: scheme {parts.scheme!r} is not one of {', '.join(SCHEMES)}")
     if parts.scheme == "file":
+        if parts.netloc:
+            raise StorageError(f"{url}: a local file has no host; write file:///{parts.netloc}{parts.path}")
         return os.path.abspath(parts.path)
     if not parts.netloc:
         raise StorageError(f"{url}: no bucket; write {parts.scheme}://bucket/prefix")
-    return url.rstrip("/")
+    return f"{parts.scheme}://{url.split('://', 1)[1]}".rstrip("/")
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -271,6 +273,7 @@ _REFUSED = {
     "RequestTimeTooSkewed": "this machine's clock is off; set it right",
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
+    "InvalidRange": "the file is cut short",
 }
 
 
@@ -281,6 +284,8 @@ def _final(error: BaseException, where: str, local: bool) -> OSError | None:
         return StorageError(f"{where}: the bucket does not exist; create it, or check the name and AWS_ENDPOINT_URL")
     if code in _REFUSED:
         return StorageError(f"{where}: {_REFUSED[code]}")
+    if local and isinstance(error, FileExistsError):
+        return StorageError(f"{where}: a file is where its folder should be")
     if code in ("PreconditionFailed", "ConditionalRequestConflict") or isinstance(error, FileExistsError):
         return FileExistsError(f"{where}: exists")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
