@@ -114,6 +114,8 @@ def probe(
         chosen = arithmetic.choose(precision, device)
         return chosen, fingerprint(chosen)
 
+    if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+        return look()  # workers run on this machine, and starting one takes seconds
     found: tuple[Arithmetic, dict[str, str]] = ray.get(
         ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(look).remote()
     )

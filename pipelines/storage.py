@@ -142,6 +142,12 @@ class Folder:
 
         self._try(remove, name)
 
+    def remove(self, name: str) -> None:
+        """Remove an empty folder. Object stores have none."""
+        if self._local:
+            with contextlib.suppress(OSError):
+                Path(self._path, name).rmdir()
+
     def sweep(self, name: str) -> None:
         """Remove the temporary files that crashed writers left in folder `name`. Only a local folder can have any."""
         if self._local:
