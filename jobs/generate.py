@@ -229,12 +229,10 @@ def _print_plan(settings: GenerateSettings, source: Folder, labels: dict[str, An
     blocks = sum(-(-size // 512) + 1 for size in sizes) / len(sizes) + (2 if labels else 0)
     shards = -(-settings.count // settings.shard_size)
     print(f"generate: would make {settings.count:,} images with model {digest[:12]} of {source}")
-    print(
-        f"generate: {shards:,} shards of {settings.shard_size:,}, about {settings.count * blocks * 512 / 1e6:,.0f} MB in tars"
-    )
-    print(
-        f"generate: {2 * shards + len(models.FILES) + 5:,} objects under {settings.output}; --dry-run: nothing was written"
-    )
+    megabytes = settings.count * blocks * 512 / 1e6
+    objects = 2 * shards + len(models.FILES) + 5
+    print(f"generate: {shards:,} shards of {settings.shard_size:,}, about {megabytes:,.0f} MB in tars")
+    print(f"generate: {objects:,} objects under {settings.output}; --dry-run: nothing was written")
 
 
 def parse_classes(text: str, names: list[str] | None) -> dict[str, Any] | None:
