@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoAnswerError
+from botocore.parsers import ResponseParserError
 
 T = TypeVar("T")
 
@@ -27,9 +36,9 @@ FIRST_WAIT_S = 0.2
 
 _S3_OPTIONS = {
     "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 5},
+        "retries": {"mode": "standard", "max_attempts": 2},  # under each of ours: more would multiply the waits
         "connect_timeout": 10,
-        "read_timeout": 60,
+        "read_timeout": 20,  # without a byte; a store that says nothing for so long is asked again
     },
     # Another process may have written since: every listing asks the store.
     "use_listings_cache": False,
