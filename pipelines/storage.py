@@ -30,9 +30,13 @@ from botocore.parsers import ResponseParserError
 T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "gs", "az")
-# A store that throttles or restarts is back within seconds; waits of 0.2, 0.4, ... s (jittered) span about 6 s.
+# A store that throttles or restarts is back within seconds; waits of 0.2, 0.4, ... s (jittered) span about 6 s, and
+# the client's own waits under them about 9 s more.
 ATTEMPTS = 6
 FIRST_WAIT_S = 0.2
+# Errors that may pass. A body that was cut short is an aiohttp.ClientError, and an answer that makes no sense (from a
+# gateway, say) a ResponseParserError; neither is an OSError.
+_PASSING = (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError)
 
 _S3_OPTIONS = {
     "config_kwargs": {
@@ -63,10 +67,15 @@ class Folder:
         self._local = scheme == "file"
         self._path = path
         options = _S3_OPTIONS if scheme == "s3" else {}
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else ""
+        if endpoint and "://" not in endpoint:
+            raise StorageError(f"AWS_ENDPOINT_URL is {endpoint}: not a URL; write http://{endpoint}")
         try:
             self._fs = fsspec.filesystem(scheme, **options)
         except ImportError as error:
             raise StorageError(f"{self.url}: {scheme}:// needs another package: {error}") from error
+        if scheme == "s3":
+            self._fs.retries = 1  # s3fs's own loop of 5 lies between ours and the client's: a lost call took 5 minutes
 
     def __str__(self) -> str:
         return self.url
@@ -79,7 +88,7 @@ class Folder:
 
     def list(self, name: str = "") -> dict[str, int]:
         """The files directly in folder `name`, with their sizes in bytes; {} if there is none. Without hidden files."""
-        base = f"{self._path}/{name}".rstrip("/")
+        base = f"{self._path}/{name}".rstrip("/") or "/"
 
         def listing() -> dict[str, int]:
             try:
@@ -122,7 +131,16 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there. Costs one request, and never trusts a cached listing."""
-        return self._try(lambda: bool(self._fs.isfile(f"{self._path}/{name}")), name)
+
+        def look() -> bool:
+            try:  # not isfile(): it says "no" too when the store cannot be asked
+                return bool(self._fs.info(f"{self._path}/{name}")["type"] == "file")
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if _code(error) == "NoSuchBucket":
+                    raise
+                return False
+
+        return self._try(look, name)
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a file, all or nothing, over an older one of that name."""
@@ -133,6 +151,7 @@ class Folder:
         """Publish a small file unless one of that name is there. Returns whether this call made it.
 
         Of several callers at once exactly one gets True: a hard link locally, a conditional PUT on stores that have it.
+        False may also mean that an attempt of this call made it and its answer was lost: compare what is there.
         """
         if self._local:
             return self._try(lambda: self._create_local(name, data), name)
@@ -143,11 +162,14 @@ class Folder:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is not there is fine."""
+        """Remove a file; one that is not there is fine. A local folder that this empties goes too, as on a store."""
 
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(f"{self._path}/{name}")
+            if self._local:
+                with contextlib.suppress(OSError):  # it holds other files
+                    Path(self._path, name).parent.rmdir()
 
         self._try(remove, name)
 
@@ -166,7 +188,11 @@ class Folder:
     def _publish_local(self, name: str, data: bytes) -> None:
         target = Path(self._path, name)
         temporary = _write_temporary(target, data)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         _sync_folder(target.parent)
 
     def _create_local(self, name: str, data: bytes) -> bool:
@@ -190,11 +216,13 @@ class Folder:
         for attempt in range(ATTEMPTS):
             try:
                 return call()
-            except (OSError, BotoCoreError, ClientError) as error:
+            except _PASSING as error:
                 final = _final(error, where, self._local)
                 if final is not None:
                     raise final from error
                 if attempt == ATTEMPTS - 1:
+                    if isinstance(error, NoAnswerError):
+                        raise StorageError(f"{where}: {error}; check AWS_ENDPOINT_URL and the network") from error
                     raise OSError(f"{where}: gave up after {ATTEMPTS} attempts: {error}") from error
             time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
@@ -214,10 +242,12 @@ def normalise(url: str) -> str:
     if parts.scheme not in SCHEMES:
         raise StorageError(f"{url}: scheme {parts.scheme!r} is not one of {', '.join(SCHEMES)}")
     if parts.scheme == "file":
+        if parts.netloc:
+            raise StorageError(f"{url}: a local file has no host; write file:///{parts.netloc}{parts.path}")
         return os.path.abspath(parts.path)
     if not parts.netloc:
         raise StorageError(f"{url}: no bucket; write {parts.scheme}://bucket/prefix")
-    return url.rstrip("/")
+    return f"{parts.scheme}://{url.split('://', 1)[1]}".rstrip("/")
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -267,6 +297,7 @@ _REFUSED = {
     "RequestTimeTooSkewed": "this machine's clock is off; set it right",
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
+    "InvalidRange": "the file is cut short",
 }
 
 
@@ -277,13 +308,20 @@ def _final(error: BaseException, where: str, local: bool) -> OSError | None:
         return StorageError(f"{where}: the bucket does not exist; create it, or check the name and AWS_ENDPOINT_URL")
     if code in _REFUSED:
         return StorageError(f"{where}: {_REFUSED[code]}")
+    if local and isinstance(error, FileExistsError):
+        return StorageError(f"{where}: a file is where its folder should be")
     if code in ("PreconditionFailed", "ConditionalRequestConflict") or isinstance(error, FileExistsError):
         return FileExistsError(f"{where}: exists")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, PermissionError):
-        return StorageError(f"{where}: permission denied")
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        hint = "" if local else "; check the credentials in the environment, and what they may do"
+        return StorageError(f"{where}: permission denied{hint}")
+    if code == "InvalidBucketName" or isinstance(error, ParamValidationError):
+        return StorageError(f"{where}: not a bucket's name; check the URL")
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{where}: a folder lies where a file is to be; move it away")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return MissingError(f"{where}: not found")
     if local:
         return OSError(getattr(error, "errno", None) or 0, f"{where}: {getattr(error, 'strerror', None) or error}")

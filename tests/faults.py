@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         return self._answer(answer, cut=kind == "cut")
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815  # the names that http.server looks for
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # the names that http.server looks for
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
