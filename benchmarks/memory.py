@@ -6,6 +6,7 @@ python benchmarks/memory.py --model ganmill-demo/run --counts 1e4 1e5 1e6
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ def run(model: str, count: int, output: Path) -> dict[str, float]:
     start = time.monotonic()
     first = 0.0
     job = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    before = sum(file.stat().st_blocks * 512 for file in STORE.iterdir())
+    before = shutil.disk_usage(STORE).used
     while job.poll() is None:
         if not first and any((output / "manifest").glob("*.parquet")):
             first = time.monotonic() - start
@@ -44,7 +45,7 @@ def run(model: str, count: int, output: Path) -> dict[str, float]:
                     peaks[name] = max(peaks[name], process.memory_full_info().uss / 1e6)
             except psutil.Error:  # it ended while we looked
                 continue
-        store = sum(file.stat().st_blocks * 512 for file in STORE.iterdir()) - before
+        store = shutil.disk_usage(STORE).used - before
         peaks["object store"] = max(peaks["object store"], store / 1e6)
         time.sleep(0.5)
     seconds = time.monotonic() - start

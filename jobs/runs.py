@@ -107,6 +107,32 @@ def read_best(run: Folder) -> dict[str, Any] | None:
         return None
 
 
+def write_report(run: Folder) -> None:
+    """report.md: the best model with its protocol, every tick, the last picture and the settings."""
+    ticks, best = read_stats(run), read_best(run)
+    assert best is not None, "a run that reached its end has a best model"
+    claimed = json.loads(run.read(CLAIM))
+    names = ["images", "loss_d", "loss_g", "real_accuracy", "fake_accuracy", best["metric"], "images_per_second"]
+    lines = [
+        f"# A training run of {ticks[-1]['images']:,} images",
+        "",
+        f"Best model: `{best['model']}`, {best['metric']} {best['value']:.5f} after {best['images']:,} images "
+        f"({best['protocol']}).",
+        "",
+        f"![samples at the end](grids/{ticks[-1]['images']:012d}.png)",
+        "",
+        "| " + " | ".join(names) + " |",
+        "|---" * len(names) + "|",
+        *("| " + " | ".join(f"{tick[name]:,.4g}" for name in names) + " |" for tick in ticks),
+        "",
+        "```json",
+        json.dumps(claimed["settings"], indent=1),
+        "```",
+        "",
+    ]
+    run.write("report.md", "\n".join(lines).encode())
+
+
 def delete(run: Folder, name: str, files: tuple[str, ...]) -> None:
     """Remove a folder's files in this order: first the one that makes it complete."""
     for file in files:

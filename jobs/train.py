@@ -237,6 +237,7 @@ def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
 
 
 def _finish(folder: Folder) -> None:
+    runs.write_report(folder)
     best = runs.read_best(folder)
     assert best is not None, "a run that reached its end has a best model"
     print(
