@@ -123,7 +123,10 @@ def write_report(run: Folder) -> None:
         "",
         "| " + " | ".join(names) + " |",
         "|---" * len(names) + "|",
-        *("| " + " | ".join(f"{tick[name]:,.4g}" for name in names) + " |" for tick in ticks),
+        *(
+            "| " + " | ".join(f"{tick[name]:,}" if name == "images" else f"{tick[name]:.4g}" for name in names) + " |"
+            for tick in ticks
+        ),
         "",
         "```json",
         json.dumps(claimed["settings"], indent=1),
