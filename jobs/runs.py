@@ -5,7 +5,8 @@ stats.jsonl                   one line a tick
 reals.png, grids/N.png        real images; fixed latents after N images
 checkpoints/N/                state.safetensors, then checkpoint.json: with it the checkpoint is complete
 models/N/                     the model after N images; best.json names the best
-report.md                     how the run went, for people
+tensorboard/                  the same numbers as curves
+report.md                     how the run went, for people; written at its end
 """
 
 import hashlib
