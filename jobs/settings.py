@@ -41,7 +41,7 @@ class LostWorkError(RuntimeError):
 
 
 USER_ERRORS = (UsageError, StorageError, DatasetError, SourceError, ModelError, OrderError)
-FAILURES = (LostWorkError, CorruptError)
+FAILURES = (LostWorkError, CorruptError, OSError)  # OSError: storage that gave up, a full disk
 
 
 def _whole(value: object) -> object:

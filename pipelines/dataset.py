@@ -9,6 +9,7 @@ A run that died leaves a claim and some parts. The next one lists the parts once
 shard's bytes follow from the identity and its number alone, nobody can tell how often it was tried.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -158,19 +159,21 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Write down what is noted."""
-        if self._new:
-            name = f"{self._new[0].shard:06d}.json"
-            self._folder.write(f"journal/{name}", canonical([asdict(record) for record in self._new]))
-            self._names.append(name)
-            self._new = []
+        """Write down what is noted, if the storage lets us: what is lost here costs a request a shard, and no more."""
+        noted, self._new = self._new, []
+        if noted:
+            name = f"{noted[0].shard:06d}.json"
+            with contextlib.suppress(OSError):
+                self._folder.write(f"journal/{name}", canonical([asdict(record) for record in noted]))
+                self._names.append(name)
 
     def delete(self) -> None:
-        """Remove the files."""
-        for name in self._names:
-            self._folder.delete(f"journal/{name}")
-        if self._names:
-            self._folder.remove("journal")
+        """Remove the files; what cannot be removed now is tried again at the next start."""
+        with contextlib.suppress(OSError):
+            for name in self._names:
+                self._folder.delete(f"journal/{name}")
+            if self._names:
+                self._folder.remove("journal")
 
 
 def records_of(
