@@ -8,6 +8,7 @@ Shapes: N samples, B the fixed batch, Z latent size, H x W pixels, C channels.
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,21 +57,25 @@ class Sampler:
 
         Args:   labels_N: int64, for a model with classes; None for one without.
         """
+        batches = list(self.batches(seeds, labels_N))
+        images_NHWC = np.concatenate([batch.images_NHWC for batch in batches])
+        return Samples(images_NHWC, np.concatenate([batch.logits_N for batch in batches]))
+
+    def batches(self, seeds: range, labels_N: np.ndarray | None) -> Iterator[Samples]:
+        """The same, batch by batch, so that one can be encoded while the next is computed."""
         z_NZ = latents.normal(seeds.start, len(seeds), self.config.z_dim)
-        return self.decode(z_NZ, labels_N)
+        for start in range(0, len(z_NZ), self._batch):
+            rows = slice(start, start + self._batch)
+            yield self.decode(z_NZ[rows], None if labels_N is None else labels_N[rows])
 
     @torch.inference_mode()
     def decode(self, z_NZ: np.ndarray, labels_N: np.ndarray | None) -> Samples:
-        """The images of any latents, float32."""
-        count = len(z_NZ)
-        images, logits = [], []
-        for start in range(0, count, self._batch):
-            z_BZ = self._padded(z_NZ[start : start + self._batch])
-            label_B = None if labels_N is None else self._padded(labels_N[start : start + self._batch])
-            image_BHWC = self._images(z_BZ, label_B)
-            images.append(image_BHWC)
-            logits.append(self._logits(image_BHWC, label_B))
-        return Samples(torch.cat(images)[:count].cpu().numpy(), torch.cat(logits)[:count].cpu().numpy())
+        """The images of at most one batch of latents, float32."""
+        z_BZ = self._padded(z_NZ)
+        label_B = None if labels_N is None else self._padded(labels_N)
+        image_BHWC = self._images(z_BZ, label_B)
+        logit_B = self._logits(image_BHWC, label_B)
+        return Samples(image_BHWC[: len(z_NZ)].cpu().numpy(), logit_B[: len(z_NZ)].cpu().numpy())
 
     @torch.inference_mode()
     def score(self, images_NHWC: np.ndarray, labels_N: np.ndarray | None) -> np.ndarray:

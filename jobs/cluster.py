@@ -7,16 +7,19 @@ goes through the object store, and no second operator waits behind the pool for 
 import json
 import logging
 import os
+import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayActorError, RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from dcgan import arithmetic
@@ -27,8 +30,16 @@ from jobs.settings import UsageError
 MAX_BLOCKS = 10_000
 # A poisoned shard shall not hide the good ones behind it; a poisoned job shall not go on for a million shards.
 MAX_FAILURES = 8
-# Infrastructure (a killed worker, a lost node) is tried again this often; our own exceptions never are.
+# Infrastructure (a killed worker, a lost node) is tried again; our own exceptions never are. A worker may be started
+# anew this often: one that dies each time ends the job.
 MAX_RETRIES = 8
+# A call to a worker that does not answer. 8 such calls take 15 s, and as long can it take Ray to find that a node is
+# lost; one that hangs, a minute. So this is no bound on deaths.
+MAX_TASK_RETRIES = 50
+
+
+class WorkersLostError(RuntimeError):
+    """Ray gave up: workers died again and again, or the cluster cannot run any. One line."""
 
 
 class ShardWorker(Protocol):
@@ -79,7 +90,7 @@ def _start(workers: int, verbose: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "1" if os.environ.get("RAY_ADDRESS") else "0")
     quiet: dict[str, Any] = {} if verbose else {"logging_level": logging.ERROR, "log_to_driver": False}
     if not verbose:
-        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # its errors are raised too, and told in a line
         logging.getLogger("ray").setLevel(logging.ERROR)
         _quiet_core()
     if os.environ.get("RAY_ADDRESS"):
@@ -114,6 +125,8 @@ def probe(
         chosen = arithmetic.choose(precision, device)
         return chosen, fingerprint(chosen)
 
+    if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+        return look()  # workers run on this machine, and starting one takes seconds
     found: tuple[Arithmetic, dict[str, str]] = ray.get(
         ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(look).remote()
     )
@@ -126,6 +139,8 @@ def map_shards(
     """Run `worker(**arguments)` over shards in a pool of actors; yields each as it is done, in no order.
 
     A worker's own exception ends its shard, not the others; after MAX_FAILURES of them no more are started.
+
+    Raises: WorkersLostError after MAX_RETRIES deaths of a worker, or for any other error of Ray's own.
     """
     if not shards:
         return
@@ -140,14 +155,46 @@ def map_shards(
             num_cpus=1,
             num_gpus=pool.gpus_per_worker,
             max_restarts=MAX_RETRIES,
-            max_task_retries=MAX_RETRIES,
+            max_task_retries=MAX_TASK_RETRIES,
         )
     failures = 0
-    for row in plan.iter_rows():
+    rows = iter(plan.iter_rows())
+    while failures < MAX_FAILURES:
+        try:
+            row = next(rows, None)
+        except RayError as error:
+            what = f"a worker died more than {MAX_RETRIES} times" if isinstance(error, RayActorError) else "Ray failed"
+            raise WorkersLostError(f"{what}: {_in_a_line(error)}") from error
+        if row is None:
+            return
         yield Done(row["shard"], json.loads(row["result"]), row["error"], row["trace"])
         failures += bool(row["error"])
-        if failures >= MAX_FAILURES:
-            return
+
+
+def _in_a_line(error: RayError) -> str:
+    """What Ray says, without its ids and its guesses."""
+    lines = [line for line in str(error).split(" Some common causes")[0].splitlines() if line and line[0] not in "\t "]
+    return " ".join(lines)[:400]
+
+
+@contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Have `text` on stderr if this process ends inside without a word of its own.
+
+    Ray's core leaves by _exit(1) when the cluster is gone, and the kernel's OOM killer says nothing either. So a shell
+    waits for a line from here, or for the end of its pipe.
+    """
+    try:
+        stderr: int | None = sys.stderr.fileno()
+    except OSError:  # not a file: a test's
+        stderr = None
+    command = ["/bin/sh", "-c", 'read -r over || printf "%s\\n" "$1" >&2', "sh", text]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=stderr) as shell:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Ctrl-C ends it too
+                shell.communicate(b"over\n")
 
 
 class _Actor:

@@ -85,7 +85,7 @@ class IngestShard:
         for index in dataset.shard_range(self.identity, shard):
             item = int(self.order[index])
             try:
-                image = images.encode_png(self.pixels(item))
+                image = images.encode(self.pixels(item))
             except ImageError as error:
                 rejects.append(Reject(index, self.source.name(item), str(error)))
                 continue
@@ -97,7 +97,7 @@ class IngestShard:
     def pixels(self, item: int) -> Pixels:
         """An item's image as the dataset will hold it. Raises ImageError with the reason if it cannot be taken."""
         data = self.source.image(item)
-        content = data if isinstance(data, bytes) else images.encode_png(data)
+        content = data if isinstance(data, bytes) else images.encode(data)
         size, channels = self.identity["image_size"], self.identity["channels"]
         return images.normalise(content, size, channels, self.resize, self.background)
 
@@ -129,7 +129,7 @@ def main(settings: IngestSettings) -> None:
         },
     }
     output = Folder(settings.output)
-    dataset.claim(output, identity, settings.describe())
+    dataset.claim(output, identity, settings.stored())
     print(
         f"ingest: {len(source):,} images, {len(source.classes or []) or 'no'} classes, to {size}x{size}x{channels} in "
         f"{dataset.num_shards(identity):,} shards",
@@ -145,6 +145,7 @@ def main(settings: IngestSettings) -> None:
     }
     product = produce.produce("ingest", output, identity, IngestShard, arguments, pool)
     index = product.index
+    assert index is not None, "ingest has no limit"
     for reason, count in Counter(reject.reason.split(":")[0] for reject in product.rejects).most_common():
         print(f"ingest: {count:,} not taken: {reason} (each with its source in {output}/{dataset.REJECTS})")
     print(f"ingest: {output}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}")

@@ -1,11 +1,11 @@
 """What ingest and generate have in common: do the missing shards of a claimed dataset, then seal it."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.cluster import Done, Pool, ShardWorker, map_shards
+from jobs.cluster import MAX_FAILURES, Done, Pool, ShardWorker, WorkersLostError, last_words, map_shards
 from jobs.progress import Progress
 from jobs.settings import LostWorkError, UsageError
 from pipelines import card, dataset, manifest
@@ -18,7 +18,7 @@ from pipelines.storage import Folder
 class Product:
     """A sealed dataset and what this run had to do for it."""
 
-    index: Index
+    index: Index | None  # None where `limit` left shards undone
     rejects: list[Reject]
     made: int  # samples that this run made
     seconds: float
@@ -37,39 +37,78 @@ def produce(
     arguments: Mapping[str, Any],
     pool: Pool,
     existing: Iterable[str] = (),
+    limit: int | None = None,
+    collect: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> Product:
     """Run `worker` over the shards that have no part yet, and seal the dataset when all have one.
 
-    Raises: LostWorkError naming the shards that failed and why; the others are done and stay.
+    Args:   existing: files that are there already and are sealed too. limit: shards to do at most.
+            collect: is given the worker's answer for each shard.
+    Raises: LostWorkError naming the shards that are not done and why; the others are done and stay.
     """
     total = dataset.num_shards(identity)
-    todo = dataset.missing(folder, total)
-    if not todo and dataset.SEAL in folder.list():
+    missing = dataset.missing(folder, total)
+    if not missing and dataset.SEAL in folder.list():
+        dataset.Journal(folder).delete()
         print(f"{command}: {folder} is complete and sealed; nothing to do", flush=True)
         return Product(dataset.open_sealed(folder), [], 0, 0.0)
-    if len(todo) < total:
-        print(f"{command}: going on: {total - len(todo):,} of {total:,} shards are done", flush=True)
+    if len(missing) < total:
+        print(f"{command}: going on: {total - len(missing):,} of {total:,} shards are done", flush=True)
+    todo = missing[:limit]
     records: dict[int, ShardRecord] = {}
     rejects: list[Reject] = []
     failed: list[Done] = []
-    before = int(identity["count"]) - sum(len(dataset.shard_range(identity, shard)) for shard in todo)
-    with Progress(command, int(identity["count"]), "images", done=before) as progress:
-        done_images = before
-        for done in map_shards(worker, arguments, todo, pool):
-            if done.error:
-                failed.append(done)
-                print(f"{command}: shard {done.shard:06d} failed: {done.error}", file=sys.stderr, flush=True)
-                continue
-            records[done.shard] = ShardRecord(**done.result["record"])
-            rejects += [Reject(**reject) for reject in done.result["rejects"]]
-            done_images += len(dataset.shard_range(identity, done.shard))
-            progress.update(done_images, f"{len(failed)} shards failed" if failed else "")
-    if failed:
-        print(failed[0].trace, file=sys.stderr, flush=True)
-        raise LostWorkError(_lost(folder, [done.shard for done in failed], len(todo) - len(records), failed[0].error))
-    for shard in set(range(total)) - set(records):
-        part, records[shard] = dataset.read_part(folder, shard)
-        rejects += part.rejects
+    why = ""
+    before = int(identity["count"]) - sum(len(dataset.shard_range(identity, shard)) for shard in missing)
+    done_images = before
+    journal = dataset.Journal(folder)
+    with last_words(f"{command}: error: {_ended(folder, len(todo))}"):
+        with Progress(command, int(identity["count"]), "images", done=before) as progress:
+            try:
+                for done in map_shards(worker, arguments, todo, pool):
+                    if done.error:
+                        failed.append(done)
+                        print(f"{command}: shard {done.shard:06d} failed: {done.error}", file=sys.stderr, flush=True)
+                        continue
+                    records[done.shard] = ShardRecord(**done.result["record"])
+                    journal.add(records[done.shard], bool(done.result["rejects"]))
+                    collect(done.result)
+                    rejects += [Reject(**reject) for reject in done.result["rejects"]]
+                    done_images += len(dataset.shard_range(identity, done.shard))
+                    progress.update(done_images, f"{len(failed)} shards failed" if failed else "")
+            except WorkersLostError as error:
+                why = str(error)
+        undone = sorted(set(todo) - set(records))
+        if undone:
+            journal.flush()
+            if failed:
+                print(failed[0].trace, file=sys.stderr, flush=True)
+            raise LostWorkError(_lost(folder, undone, failed, why))
+        if len(todo) < len(missing):
+            journal.flush()
+            return Product(None, rejects, done_images - before, progress.seconds)
+        try:
+            index = _seal(folder, identity, records, rejects, existing, journal)
+        except OSError as error:
+            raise LostWorkError(
+                f"{folder}: all shards are done, but not sealed: {error}. The same command seals it"
+            ) from error
+    return Product(index, rejects, done_images - before, progress.seconds)
+
+
+def _seal(
+    folder: Folder,
+    identity: Mapping[str, Any],
+    records: dict[int, ShardRecord],
+    rejects: list[Reject],
+    existing: Iterable[str],
+    journal: dataset.Journal,
+) -> Index:
+    """Seal a dataset of which this run made `records`; those of earlier runs, and their rejects, are added to both."""
+    earlier = sorted(set(range(dataset.num_shards(identity))) - set(records))
+    for record, found in dataset.records_of(folder, earlier, journal):
+        records[record.shard] = record
+        rejects += found
     rejects.sort(key=lambda reject: reject.index)
     if not any(record.samples for record in records.values()):
         first = rejects[0]
@@ -81,12 +120,30 @@ def produce(
     if rejects:
         extras[dataset.REJECTS] = manifest.encode_rejects(rejects)
     index = dataset.seal(folder, identity, records, extras, existing)
-    return Product(index, rejects, done_images - before, progress.seconds)
+    journal.delete()
+    return index
 
 
-def _lost(folder: Folder, failed: list[int], lost: int, why: str) -> str:
-    names = ", ".join(f"{shard:06d}" for shard in sorted(failed))
+def _lost(folder: Folder, undone: list[int], failed: list[Done], why: str) -> str:
+    """What is not done and why: shards that failed, or `why` none of the others will be done, or both."""
+    causes = [why] if why else []
+    if failed:
+        names = _names(sorted(done.shard for done in failed))
+        causes.insert(0, f"shards {names} failed, the first with: {failed[0].error}")
+    cause = "; ".join(causes) or "Ray gave no answer for them"
     return (
-        f"{lost} shards of {folder} are not done; shards {names} failed, the first with: {why}. "
+        f"{len(undone)} shards of {folder} are not done ({_names(undone)}); {cause.rstrip('.')}. "
         f"What is finished stays; the same command does the rest"
     )
+
+
+def _ended(folder: Folder, shards: int) -> str:
+    return (
+        f"{folder}: ended before all of {shards} shards were done: its Ray cluster is gone, or it was killed. "
+        f"What is finished stays; the same command does the rest"
+    )
+
+
+def _names(shards: list[int]) -> str:
+    names = ", ".join(f"{shard:06d}" for shard in shards[:MAX_FAILURES])
+    return names if len(shards) <= MAX_FAILURES else f"{names} and {len(shards) - MAX_FAILURES} more"

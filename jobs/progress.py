@@ -18,6 +18,7 @@ class Progress:
         self._start = self._logged = time.monotonic()
         self._moving: float | None = None  # when the first units were seen: workers take a while to start
         self._note = ""
+        self._told: tuple[int, str] | None = None  # what the last line said
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, desc=command, unit=f" {unit}", unit_scale=True, smoothing=0.1)
@@ -52,10 +53,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
+        elif kind is None and self._told != (self._done, self._note):
             self._print()
 
     def _print(self) -> None:
+        self._told = (self._done, self._note)
         line = f"{self._command}: {self._done:,} of {self._total:,} {self._unit}"
         if self.rate > 0:
             left = (self._total - self._done) / self.rate

@@ -5,7 +5,8 @@ stats.jsonl                   one line a tick
 reals.png, grids/N.png        real images; fixed latents after N images
 checkpoints/N/                state.safetensors, then checkpoint.json: with it the checkpoint is complete
 models/N/                     the model after N images; best.json names the best
-report.md                     how the run went, for people
+tensorboard/                  the same numbers as curves
+report.md                     how the run went, for people; written at its end
 """
 
 import hashlib
@@ -109,6 +110,35 @@ def read_best(run: Folder) -> dict[str, Any] | None:
         return best
     except MissingError:
         return None
+
+
+def write_report(run: Folder) -> None:
+    """report.md: the best model with its protocol, every tick, the last picture and the settings."""
+    ticks, best = read_stats(run), read_best(run)
+    assert best is not None, "a run that reached its end has a best model"
+    claimed = json.loads(run.read(CLAIM))
+    names = ["images", "loss_d", "loss_g", "real_accuracy", "fake_accuracy", best["metric"], "images_per_second"]
+    lines = [
+        f"# A training run of {ticks[-1]['images']:,} images",
+        "",
+        f"Best model: `{best['model']}`, {best['metric']} {best['value']:.5f} after {best['images']:,} images "
+        f"({best['protocol']}).",
+        "",
+        f"![samples at the end](grids/{ticks[-1]['images']:012d}.png)",
+        "",
+        "| " + " | ".join(names) + " |",
+        "|---" * len(names) + "|",
+        *(
+            "| " + " | ".join(f"{tick[name]:,}" if name == "images" else f"{tick[name]:.4g}" for name in names) + " |"
+            for tick in ticks
+        ),
+        "",
+        "```json",
+        json.dumps(claimed["settings"], indent=1),
+        "```",
+        "",
+    ]
+    run.write("report.md", "\n".join(lines).encode())
 
 
 def delete(run: Folder, name: str, files: tuple[str, ...]) -> None:

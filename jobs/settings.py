@@ -41,7 +41,7 @@ class LostWorkError(RuntimeError):
 
 
 USER_ERRORS = (UsageError, StorageError, DatasetError, SourceError, ModelError, OrderError)
-FAILURES = (LostWorkError, CorruptError)
+FAILURES = (LostWorkError, CorruptError, OSError)  # OSError: storage that gave up, a full disk
 
 
 _WHOLE = "must be a whole number, as 1000 or 1e3"
@@ -88,6 +88,7 @@ class JobSettings(BaseSettings):
     """What every command has. A field is a flag: `shard_size` is `--shard-size` and GANMILL_SHARD_SIZE."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
+    passing: ClassVar[frozenset[str]] = frozenset({"root", "workers"})  # how this one start runs, not what it makes
     command: ClassVar[str]
     about: ClassVar[str]
     examples: ClassVar[tuple[str, ...]] = ()
@@ -111,8 +112,12 @@ class JobSettings(BaseSettings):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """The settings as plain values, as they are printed and stored beside the output."""
+        """The settings as plain values, as they are printed."""
         return {k: v for k, v in self.model_dump(mode="json", exclude={"config", "verbose"}).items() if v is not None}
+
+    def stored(self) -> dict[str, Any]:
+        """The settings that are stored beside the output: without those that leave no trace in it."""
+        return {k: v for k, v in self.describe().items() if k not in self.passing}
 
 
 class _Parser(argparse.ArgumentParser):

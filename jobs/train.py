@@ -29,6 +29,7 @@ from pipelines.storage import Folder
 class TrainSettings(JobSettings):
     """What `jobs/train.py` takes."""
 
+    passing: ClassVar[frozenset[str]] = JobSettings.passing | {"keep", "max_failures"}
     command: ClassVar[str] = "train"
     about: ClassVar[str] = "Train a DCGAN on a dataset. The same command goes on where a run was interrupted."
     examples: ClassVar[tuple[str, ...]] = (
@@ -136,7 +137,7 @@ def main(settings: TrainSettings) -> None:
         "dtype": chosen.dtype_name,
     }
     try:
-        runs.take(folder, identity, settings.describe())
+        runs.take(folder, identity, settings.stored())
         saved = runs.newest_images(folder)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -236,6 +237,7 @@ def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
 
 
 def _finish(folder: Folder) -> None:
+    runs.write_report(folder)
     best = runs.read_best(folder)
     assert best is not None, "a run that reached its end has a best model"
     print(

@@ -125,7 +125,7 @@ class Recorder:
         self.board = SummaryWriter(self.scratch.name)
         if not self.ticks:
             rows = _rows(self.real, self.labels, self.classes)
-            run.write("reals.png", images.encode_png(images.grid(rows, scale=_scale(job))))
+            run.write("reals.png", images.encode(images.grid(rows, scale=_scale(job))))
 
     def tick(self, training: Training, seen: int, scalars: dict[str, float]) -> str:
         """Measure, draw and save after `seen` images. Returns a few words on how it goes."""
@@ -137,7 +137,7 @@ class Recorder:
         scalars = {**scalars, "kernel_distance": distance}
         rows = _rows(fake.images_NHWC, self.labels, self.classes)
         grid = images.grid(rows, scale=_scale(self.job))
-        self.run.write(f"grids/{seen:012d}.png", images.encode_png(grid))
+        self.run.write(f"grids/{seen:012d}.png", images.encode(grid))
         self.ticks.append({"images": seen, **scalars})
         self._curves(seen, scalars, grid)
         self._keep_best(model, seen, distance)

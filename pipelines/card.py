@@ -35,7 +35,7 @@ def files(folder: Folder, identity: Mapping[str, Any], records: Mapping[int, Sha
     """The card's three files by name. Reads the first shards' rows and a few images, each by a range read."""
     preview = images.grid(_preview(folder, identity, records), scale=max(1, 64 // identity["image_size"]))
     return {
-        "preview.png": images.encode_png(preview),
+        "preview.png": images.encode(preview),
         "README.md": _readme(identity, records).encode(),
         "croissant.json": json.dumps(_croissant(identity, records), indent=1).encode() + b"\n",
     }

@@ -9,9 +9,11 @@ A run that died leaves a claim and some parts. The next one lists the parts once
 shard's bytes follow from the identity and its number alone, nobody can tell how often it was tried.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -132,6 +134,66 @@ def commit(
     folder.write(manifest.tar_name(shard), packed.data)
     folder.write(manifest.part_name(shard), data)
     return manifest.record(data, manifest.decode(data, manifest.part_name(shard)))
+
+
+class Journal:
+    """The records of finished shards, some hundreds to a file, so that a restart needs no request a shard.
+
+    Only a shortcut: a shard that it does not know is read, and a record that does not fit the part's listed size is not
+    used. Its files go when the dataset is sealed.
+    """
+
+    SHARDS_A_FILE = 256
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._names = sorted(folder.list("journal"))
+        self._new: list[ShardRecord] = []
+        self.records: dict[int, ShardRecord] = {}
+        for name in self._names:
+            for entry in json.loads(folder.read(f"journal/{name}")):
+                self.records[entry["shard"]] = ShardRecord(**entry)
+
+    def add(self, record: ShardRecord, has_rejects: bool) -> None:
+        """Note a finished shard. One with rejects is left out: they stand in its part only."""
+        if not has_rejects:
+            self._new.append(record)
+        if len(self._new) >= self.SHARDS_A_FILE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write down what is noted, if the storage lets us: what is lost here costs a request a shard, and no more."""
+        noted, self._new = self._new, []
+        if noted:
+            name = f"{noted[0].shard:06d}.json"
+            with contextlib.suppress(OSError):
+                self._folder.write(f"journal/{name}", canonical([asdict(record) for record in noted]))
+                self._names.append(name)
+
+    def delete(self) -> None:
+        """Remove the files; what cannot be removed now is tried again at the next start."""
+        with contextlib.suppress(OSError):
+            for name in self._names:
+                self._folder.delete(f"journal/{name}")
+            if self._names:
+                self._folder.remove("journal")
+
+
+def records_of(
+    folder: Folder, numbers: Iterable[int], journal: Journal
+) -> Iterator[tuple[ShardRecord, tuple[Reject, ...]]]:
+    """The records and rejects of shards that earlier runs finished: from the journal, else from their parts."""
+    sizes = folder.list("manifest")
+    unknown = []
+    for number in numbers:
+        record = journal.records.get(number)
+        if record is not None and sizes.get(f"{number:06d}.parquet") == record.part_bytes:
+            yield record, ()
+        else:
+            unknown.append(number)
+    with ThreadPoolExecutor(32) as readers:
+        for part, record in readers.map(lambda number: read_part(folder, number), unknown):
+            yield record, part.rejects
 
 
 def read_part(folder: Folder, shard: int) -> tuple[Part, ShardRecord]:

@@ -24,10 +24,18 @@ class ImageError(ValueError):
     """Bytes that are not an image that can be taken; the text is the reason."""
 
 
-def encode_png(image_HWC: Pixels) -> bytes:
-    """Lossless PNG. The same pixels give the same bytes under one version of OpenCV."""
+EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_QUALITY = {"jpeg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
+
+
+def encode(image_HWC: Pixels, image_format: str = "png", quality: int = 95) -> bytes:
+    """PNG, which is lossless, or JPEG or WebP of a quality from 1 to 100.
+
+    The same pixels give the same bytes under one version of OpenCV.
+    """
     image = image_HWC if image_HWC.shape[2] == 1 else image_HWC[:, :, ::-1]
-    done, data = cv2.imencode(".png", np.ascontiguousarray(image))
+    options = [_QUALITY[image_format], quality] if image_format in _QUALITY else []
+    done, data = cv2.imencode(f".{EXTENSIONS[image_format]}", np.ascontiguousarray(image), options)
     assert done, f"cv2 cannot encode {image_HWC.shape} {image_HWC.dtype}"
     return data.tobytes()
 

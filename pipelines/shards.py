@@ -16,6 +16,7 @@ os.environ.setdefault("WDS_SECURE", "1")  # read once, when webdataset is import
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 BLOCK = tarfile.BLOCKSIZE
+EXTENSIONS = ("png", "jpg", "webp")  # of images in a shard
 _TEMPLATE = tarfile.TarInfo().tobuf(format=tarfile.USTAR_FORMAT)
 # The checksum counts its own field as eight spaces, and the size field's digits are counted as they are.
 _CHECKSUM = sum(_TEMPLATE[:124]) + sum(_TEMPLATE[136:148]) + sum(_TEMPLATE[156:]) + 8 * ord(" ")
@@ -83,7 +84,7 @@ def unpack(data: bytes, where: str) -> Iterator[Sample]:
     try:
         for sample in group_by_keys({**file, "__url__": where} for file in files):
             label = sample.get("cls")
-            image = next((sample[extension] for extension in ("png", "jpg", "webp") if extension in sample), None)
+            image = next((sample[extension] for extension in EXTENSIONS if extension in sample), None)
             if image is None:
                 raise ShardError(f"{where}: sample {sample['__key__']} has no image")
             yield Sample(int(sample["__key__"]), image, None if label is None else int(label))

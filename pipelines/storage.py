@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import fsspec
 from botocore.exceptions import (
     BotoCoreError,
@@ -24,19 +25,24 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as NoAnswerError
+from botocore.parsers import ResponseParserError
 
 T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "gs", "az")
-# A store that throttles or restarts is back within seconds; waits of 0.2, 0.4, ... s (jittered) span about 6 s.
+# A store that throttles or restarts is back within seconds; waits of 0.2, 0.4, ... s (jittered) span about 6 s, and
+# the client's own waits under them about 9 s more.
 ATTEMPTS = 6
 FIRST_WAIT_S = 0.2
+# Errors that may pass. A body that was cut short is an aiohttp.ClientError, and an answer that makes no sense (from a
+# gateway, say) a ResponseParserError; neither is an OSError.
+_PASSING = (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError)
 
 _S3_OPTIONS = {
     "config_kwargs": {
         "retries": {"mode": "standard", "max_attempts": 2},  # under each of ours: more would multiply the waits
         "connect_timeout": 10,
-        "read_timeout": 60,
+        "read_timeout": 20,  # without a byte; a store that says nothing for so long is asked again
     },
     # Another process may have written since: every listing asks the store.
     "use_listings_cache": False,
@@ -68,6 +74,8 @@ class Folder:
             self._fs = fsspec.filesystem(scheme, **options)
         except ImportError as error:
             raise StorageError(f"{self.url}: {scheme}:// needs another package: {error}") from error
+        if scheme == "s3":
+            self._fs.retries = 1  # s3fs's own loop of 5 lies between ours and the client's: a lost call took 5 minutes
 
     def __str__(self) -> str:
         return self.url
@@ -123,7 +131,16 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there. Costs one request, and never trusts a cached listing."""
-        return self._try(lambda: bool(self._fs.isfile(f"{self._path}/{name}")), name)
+
+        def look() -> bool:
+            try:  # not isfile(): it says "no" too when the store cannot be asked
+                return bool(self._fs.info(f"{self._path}/{name}")["type"] == "file")
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if _code(error) == "NoSuchBucket":
+                    raise
+                return False
+
+        return self._try(look, name)
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a file, all or nothing, over an older one of that name."""
@@ -134,6 +151,7 @@ class Folder:
         """Publish a small file unless one of that name is there. Returns whether this call made it.
 
         Of several callers at once exactly one gets True: a hard link locally, a conditional PUT on stores that have it.
+        False may also mean that an attempt of this call made it and its answer was lost: compare what is there.
         """
         if self._local:
             return self._try(lambda: self._create_local(name, data), name)
@@ -154,6 +172,12 @@ class Folder:
                     Path(self._path, name).parent.rmdir()
 
         self._try(remove, name)
+
+    def remove(self, name: str) -> None:
+        """Remove an empty folder. Object stores have none."""
+        if self._local:
+            with contextlib.suppress(OSError):
+                Path(self._path, name).rmdir()
 
     def sweep(self, name: str) -> None:
         """Remove the temporary files that crashed writers left in folder `name`. Only a local folder can have any."""
@@ -192,7 +216,7 @@ class Folder:
         for attempt in range(ATTEMPTS):
             try:
                 return call()
-            except (OSError, BotoCoreError, ClientError) as error:
+            except _PASSING as error:
                 final = _final(error, where, self._local)
                 if final is not None:
                     raise final from error

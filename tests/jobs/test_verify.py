@@ -161,7 +161,7 @@ def seal_again(folder: Path, change: Callable[[Samples, Columns], None]) -> None
 def wrong_pixel(samples: Samples, columns: Columns) -> None:
     pixels = images.decode(samples[0].image, 1).copy()
     pixels[14, 14, 0] ^= 1
-    samples[0] = replace(samples[0], image=images.encode_png(pixels))
+    samples[0] = replace(samples[0], image=images.encode(pixels))
 
 
 def wrong_score(samples: Samples, columns: Columns) -> None:

@@ -43,7 +43,7 @@ def identity(count: int = 7, **changes: Any) -> dict[str, Any]:
 
 @cache
 def image(index: int, size: int, channels: int) -> bytes:
-    return images.encode_png(np.random.default_rng(index).integers(0, 256, (size, size, channels), np.uint8))
+    return images.encode(np.random.default_rng(index).integers(0, 256, (size, size, channels), np.uint8))
 
 
 def commit(folder: Folder, settled: dict[str, Any], shard: int) -> ShardRecord:

@@ -50,7 +50,7 @@ class TestStored:
     @pytest.mark.parametrize("size", [1, 2, 7, 28, 64, 129])
     def test_png_is_lossless_for_us_and_for_pillow(self, size: int, channels: int) -> None:
         pixels = noise(size, size, channels, seed=size)
-        data = images.encode_png(pixels)
+        data = images.encode(pixels)
         assert data.startswith(b"\x89PNG")
         assert np.array_equal(images.decode(data, channels), pixels)
         opened = Image.open(io.BytesIO(data))
@@ -61,7 +61,7 @@ class TestStored:
     def test_the_same_pixels_give_the_same_bytes_however_they_lie_in_memory(self, channels: int) -> None:
         pixels = noise(28, 28, channels)
         turned = np.asfortranarray(pixels)
-        assert images.encode_png(turned) == images.encode_png(pixels[::-1][::-1]) == images.encode_png(pixels)
+        assert images.encode(turned) == images.encode(pixels[::-1][::-1]) == images.encode(pixels)
 
     @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
@@ -102,7 +102,7 @@ class TestPixelsArrive:
         grey = noise(20, 20, 1)
         colour = normalise(saved(Image.fromarray(grey[:, :, 0])))
         assert np.array_equal(colour, grey.repeat(3, axis=2))
-        assert np.array_equal(normalise(images.encode_png(colour), channels=1), grey)
+        assert np.array_equal(normalise(images.encode(colour), channels=1), grey)
 
     def test_sixteen_bits_become_their_upper_eight(self) -> None:
         deep = np.random.default_rng(0).integers(0, 65536, (20, 20)).astype(np.uint16)
@@ -173,7 +173,7 @@ class TestShapes:
     def test_crop_keeps_the_middle_pad_keeps_all_and_stretch_fills(self) -> None:
         wide = np.zeros((20, 60, 3), np.uint8)
         wide[:, :20], wide[:, 20:40], wide[:, 40:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-        data = images.encode_png(wide)
+        data = images.encode(wide)
         crop, pad, stretch = (normalise(data, resize=resize, background=TEAL) for resize in ("crop", "pad", "stretch"))
         assert (crop == (0, 255, 0)).all()
         assert (pad[:6] == TEAL).all()

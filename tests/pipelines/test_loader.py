@@ -37,7 +37,7 @@ def make(folder: Folder, channels: int, classes: list[str] | None) -> Index:
     for shard in range(dataset.num_shards(identity)):
         owned = dataset.shard_range(identity, shard)
         samples = [
-            Sample(n, images.encode_png(pixels(n, channels)), n % 5 if classes else None)
+            Sample(n, images.encode(pixels(n, channels)), n % 5 if classes else None)
             for n in owned if n not in GONE
         ]  # fmt: skip
         rejects = [Reject(n, "x", "empty") for n in owned if n in GONE]

@@ -15,7 +15,7 @@ from pipelines.images import ImageError
 from pipelines.sources import ArraySource, Source, SourceError, open_source
 from pipelines.storage import Folder, MissingError
 
-PNG = {n: images.encode_png(np.full((4, 4, 1), n, np.uint8)) for n in range(10)}
+PNG = {n: images.encode(np.full((4, 4, 1), n, np.uint8)) for n in range(10)}
 CLASSED = {"cats/b.png": PNG[0], "cats/a.png": PNG[1], "dogs/deep/c.png": PNG[2], "ants/d.JPG": PNG[3]}
 FLAT = {"b.png": PNG[0], "a.webp": PNG[1], "C.GIF": PNG[2], "d.jpeg": PNG[3], "e.tif": PNG[4], "f.bmp": PNG[5]}
 NO_IMAGES = (
