@@ -1,7 +1,7 @@
 """What ingest and generate have in common: do the missing shards of a claimed dataset, then seal it."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ def produce(
     worker: type[ShardWorker],
     arguments: Mapping[str, Any],
     pool: Pool,
-    existing: Iterable[str] = (),
+    existing: Collection[str] = (),
     limit: int | None = None,
     collect: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> Product:
@@ -101,7 +101,7 @@ def _seal(
     identity: Mapping[str, Any],
     records: dict[int, ShardRecord],
     rejects: list[Reject],
-    existing: Iterable[str],
+    existing: Collection[str],
     journal: dataset.Journal,
 ) -> Index:
     """Seal a dataset of which this run made `records`; those of earlier runs, and their rejects, are added to both."""

@@ -12,7 +12,7 @@ shard's bytes follow from the identity and its number alone, nobody can tell how
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -209,7 +209,7 @@ def seal(
     identity: Mapping[str, Any],
     records: Mapping[int, ShardRecord],
     extras: Mapping[str, bytes],
-    existing: Iterable[str] = (),
+    existing: Collection[str] = (),
 ) -> Index:
     """Check that every shard is there, whole and of the right size, then publish `extras` and the seal.
 
@@ -226,8 +226,8 @@ def seal(
         raise CorruptError(
             f"{folder}: cannot be sealed: missing or of another size: {', '.join(wrong[:10]) or 'shards'}"
         )
-    folder.sweep("shards")
-    folder.sweep("manifest")
+    for name in {"", "shards", "manifest", *(file.rpartition("/")[0] for file in existing)}:
+        folder.sweep(name)
     for name, data in extras.items():
         folder.write(name, data)
     files = {**extras, **{name: folder.read(name) for name in (CLAIM, *existing)}}

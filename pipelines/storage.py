@@ -144,8 +144,10 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a file, all or nothing, over an older one of that name."""
-        publish = self._publish_local if self._local else self._publish_object
-        self._try(lambda: publish(name, data), name)
+        if self._local:
+            self._try(lambda: _unswept(lambda: self._publish_local(name, data)), name)
+        else:
+            self._try(lambda: self._publish_object(name, data), name)
 
     def create(self, name: str, data: bytes) -> bool:
         """Publish a small file unless one of that name is there. Returns whether this call made it.
@@ -154,7 +156,7 @@ class Folder:
         False may also mean that an attempt of this call made it and its answer was lost: compare what is there.
         """
         if self._local:
-            return self._try(lambda: self._create_local(name, data), name)
+            return self._try(lambda: _unswept(lambda: self._create_local(name, data)), name)
         try:
             self._try(lambda: self._fs.pipe_file(f"{self._path}/{name}", data, mode="create"), name)
         except FileExistsError:
@@ -269,6 +271,14 @@ def _write_temporary(target: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _unswept(write: Callable[[], T]) -> T:
+    """A local write; once more if its temporary file is gone: another run that sealed the same dataset swept it."""
+    try:
+        return write()
+    except FileNotFoundError:
+        return write()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -39,7 +39,7 @@ class FaultyProxy:
     ) -> None:
         """
         Args:   server: URL of the real server. kinds: kind of fault -> its share of all requests.
-                where: which requests, by method and path, may be hit; of the others none is.
+                where: asked, by method and path, of each request that is to be hit, one after another.
         """
         self.kinds = dict(kinds or {})
         self.where = where
@@ -77,12 +77,12 @@ class FaultyProxy:
             return "refused"
         with self._lock:
             share = self._random.random()
-        for kind, rate in self.kinds.items() if self.where(method, path) else ():
-            if kind == "cut" and method != "GET":
-                continue  # the others' answers have no body to speak of
-            if share < rate:
-                return kind
-            share -= rate
+            for kind, rate in self.kinds.items():
+                if kind == "cut" and method != "GET":
+                    continue  # the others' answers have no body to speak of
+                if share < rate:
+                    return kind if self.where(method, path) else ""
+                share -= rate
         return ""
 
     def count(self, kind: str) -> None:

@@ -1,0 +1,707 @@
+"""Killed, cut off, refused and full: what a dataset's bytes must not show, and how a job that cannot go on ends.
+
+Everything is real here: processes are killed with SIGKILL, the disk is full, and the S3 server is reached through a
+proxy (tests/faults.py) that fails as stores do. Each test compares with one undisturbed run, byte for byte.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from s3fs import S3FileSystem
+
+from jobs import generate
+from jobs.cluster import MAX_FAILURES, MAX_RETRIES
+from pipelines import claim, dataset
+from pipelines.storage import Folder, StorageError
+from tests.conftest import ROOT
+from tests.faults import KINDS, FaultyProxy
+
+SHARDS, SHARD_SIZE = 20, 150
+COUNT = SHARDS * SHARD_SIZE
+BATCH = 1  # slow, so that there are moments to kill in: a shard takes 0.1 to 0.2 s
+FLAGS = ("--count", COUNT, "--shard-size", SHARD_SIZE, "--batch-size", BATCH)
+# Shares of all requests; `cut` is a share of the GETs, which are few.
+RATES = {"slow_down": 0.08, "reset": 0.08, "stall": 0.05, "late_error": 0.08, "late_reset": 0.08, "cut": 0.3}
+
+
+def until(condition: Callable[[], bool], what: str, within_s: float = 120.0) -> None:
+    """Wait for a condition, looking every few milliseconds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
+        time.sleep(0.003)
+
+
+class Output:
+    """Where a dataset is made, seen past ganmill's own storage: a local folder or a bucket on the server itself."""
+
+    def __init__(self, url: str | Path, server: str | None = None) -> None:
+        self.url = str(url)
+        self._bucket = boto3.resource("s3", endpoint_url=server).Bucket(self.url.split("/")[2]) if server else None
+
+    def names(self, kind: str) -> set[str]:
+        """The files of a kind, `shards` or `manifest`, hidden ones too."""
+        if self._bucket is not None:
+            return {item.key.rpartition("/")[2] for item in self._bucket.objects.filter(Prefix=f"out/{kind}/")}
+        with contextlib.suppress(FileNotFoundError):
+            return {entry.name for entry in os.scandir(Path(self.url, kind))}
+        return set()
+
+    def parts(self) -> int:
+        return sum(not name.startswith(".") for name in self.names("manifest"))
+
+    def read(self, name: str) -> bytes:
+        if self._bucket is not None:
+            body: bytes = self._bucket.Object(f"out/{name}").get()["Body"].read()
+            return body
+        return Path(self.url, name).read_bytes()
+
+    def written(self) -> dict[str, object]:
+        """Something of each tar and part that changes when it is written again."""
+        if self._bucket is not None:
+            items = [*self._bucket.objects.filter(Prefix="out/shards/"), *self._bucket.objects.filter(Prefix="out/man")]
+            return {item.key.removeprefix("out/"): item.last_modified for item in items}
+        files = [Path(self.url, kind, name) for kind in ("shards", "manifest") for name in self.names(kind)]
+        return {str(file.relative_to(self.url)): file.stat().st_ino for file in files if file.name[0] != "."}
+
+    def contents(self) -> dict[str, bytes]:
+        """Every tar and every part, with what else lies beside them, and the root hash of the seal."""
+        files = {f"{kind}/{name}" for kind in ("shards", "manifest") for name in self.names(kind)}
+        root = json.loads(self.read("index.json"))["root"]
+        return {**{name: self.read(name) for name in files}, "root": root.encode()}
+
+
+class Run:
+    """`jobs/generate.py` as a process in a session of its own, by which all that it starts can be found."""
+
+    def __init__(self, model: Path, output: Output, log: Path, *flags: str | int, prefix: tuple[str, ...] = ()) -> None:
+        command = [*prefix, sys.executable, str(ROOT / "jobs" / "generate.py"), "--model", str(model)]
+        command += ["--output", output.url, *map(str, (*FLAGS, *flags))]
+        self._log = log
+        self.started = time.monotonic()
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def error(self) -> str:
+        """Its one line of an error."""
+        lines = [line for line in self.log().splitlines() if line.startswith("generate: error: ")]
+        assert len(lines) == 1, self.log()
+        return lines[0]
+
+    def wait(self, status: int = 0, within_s: float = 200.0) -> None:
+        assert self.process.wait(within_s) == status, self.log()
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """SIGKILL to everything of its session, until nothing is left."""
+
+        def gone() -> bool:
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error, ProcessLookupError):
+                    if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                        process.kill()
+                        return False
+            return True
+
+        until(gone, "everything that the run started is gone")
+        self.process.wait()
+
+
+Start = Callable[..., Run]
+
+
+def actors() -> list[psutil.Process]:
+    """The actors of the clusters that this test process has started, those that have begun to work."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith("ray::MapWorker("):
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def ray_here() -> Iterator[None]:
+    """A Ray for calls in this process. The session's own is ended: one cluster at a time."""
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def cluster_of(*cpus: int) -> Iterator[Cluster]:
+    """A cluster of nodes with these CPUs; RAY_ADDRESS is its address meanwhile."""
+    arguments = {"object_store_memory": 128 << 20}
+    head = {**arguments, "num_cpus": cpus[0], "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for count in cpus[1:]:
+            cluster.add_node(num_cpus=count, **arguments)
+        cluster.wait_for_nodes()
+        os.environ["RAY_ADDRESS"] = cluster.address
+        yield cluster
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        cluster.shutdown()
+
+
+def make(model: Path, output: Path, count: int = COUNT) -> None:
+    """Generate in this process."""
+    settings = {"model": str(model), "output": str(output), "count": count, "shard_size": SHARD_SIZE}
+    generate.main(generate.GenerateSettings(**settings, batch_size=BATCH, workers=2))
+
+
+@pytest.fixture(scope="module")
+def model(digits_run: Path) -> Path:
+    return digits_run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every run must make, byte for byte. Not to be changed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    with ray_here():
+        make(model, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def expected(undisturbed: Path) -> dict[str, bytes]:
+    return Output(undisturbed).contents()
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return Output(tmp_path / "out")
+
+
+@pytest.fixture
+def start(model: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start a run; all of them are ended with the test."""
+    runs: list[Run] = []
+
+    def call(output: Output, *flags: str | int, prefix: tuple[str, ...] = ()) -> Run:
+        runs.append(Run(model, output, tmp_path / f"log{len(runs)}", *flags, prefix=prefix))
+        return runs[-1]
+
+    yield call
+    for run in runs:
+        run.end()
+
+
+@pytest.fixture
+def proxy(s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy without faults, for the time being; the environment has it as the endpoint."""
+    with FaultyProxy(s3_server, stall_s=1.0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        S3FileSystem.clear_instance_cache()  # the last one's connections lead to another proxy
+        yield proxy
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def bucket(s3: str, s3_server: str, proxy: FaultyProxy) -> Output:
+    return Output(f"{s3}/out", s3_server)
+
+
+# --- Storage alone ---
+
+
+def fail_first(proxy: FaultyProxy, kind: str, times: int) -> None:
+    """From now on each request (by method and path) meets this fault so many times, and then works."""
+    met: Counter[tuple[str, str]] = Counter()
+
+    def where(method: str, path: str) -> bool:
+        met[method, path] += 1
+        return met[method, path] <= times
+
+    proxy.counts.clear()
+    proxy.where = where
+    proxy.kinds = {kind: 1.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_call_outlasts_a_storage_that_fails_four_times_running(kind: str, proxy: FaultyProxy, s3: str) -> None:
+    proxy.stall_s = 0.1
+    folder = Folder(f"{s3}/out")
+    data = random.Random(kind).randbytes(300_000)
+    for name in ("read", "range", "looked-at", "deleted", "listed/one"):
+        folder.write(name, data)
+    fail_first(proxy, kind, 4)
+    with ThreadPoolExecutor(7) as callers:
+        read = callers.submit(folder.read, "read")
+        part = callers.submit(folder.read_range, "range", 1000, 200_000)
+        listed = callers.submit(folder.list, "listed")
+        there = callers.submit(folder.exists, "looked-at")
+        calls = [
+            callers.submit(folder.write, "written", data),
+            callers.submit(folder.create, "created", data),  # may say False, if the answer to its PUT was lost
+            callers.submit(folder.delete, "deleted"),
+        ]
+        assert read.result() == data
+        assert part.result() == data[1000:201_000]
+        assert listed.result() == {"one": len(data)}
+        assert there.result()
+        for call in calls:
+            call.result()
+    # A read is a HEAD and a GET. Only three requests have an answer that can be cut short.
+    assert proxy.counts == {kind: 4 * (3 if kind == "cut" else 8)}
+    proxy.kinds = {}
+    assert folder.list() == dict.fromkeys(("read", "range", "looked-at", "written", "created"), len(data))
+    assert folder.read("written") == folder.read("created") == data
+
+
+def test_storage_that_says_nothing_is_asked_again_after_twenty_seconds(proxy: FaultyProxy, s3: str) -> None:
+    folder = Folder(f"{s3}/out")
+    folder.write("old", b"content")
+    folder.write("listed/one", b"content")
+    fail_first(proxy, "stall", 1)
+    proxy.where = lambda method, path, once=proxy.where: method != "HEAD" and once(method, path)
+    proxy.stall_s = 100.0
+    started = time.monotonic()
+    with ThreadPoolExecutor(3) as callers:
+        answers = [
+            callers.submit(folder.read, "old"),
+            callers.submit(folder.write, "new", b"content"),
+            callers.submit(folder.list, "listed"),
+        ]
+        assert [answer.result() for answer in answers] == [b"content", None, {"one": 7}]
+    assert proxy.counts["stall"] == 3
+    assert 19 < time.monotonic() - started < 50
+
+
+def test_storage_that_never_comes_back_is_given_up_in_bounded_time_and_not_taken_for_empty(
+    s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = time.monotonic()
+    with ExitStack() as proxies, ThreadPoolExecutor(16) as callers:
+        calls = []
+        for kind in ("slow_down", "reset", "late_error", "cut"):
+            proxy = proxies.enter_context(FaultyProxy(s3_server))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            S3FileSystem.clear_instance_cache()
+            folder = Folder(f"{s3}/{kind}")
+            folder.write("old", bytes(1000))  # now it has its connections
+            proxy.kinds = {kind: 1.0}
+            calls += [callers.submit(folder.read, "old"), callers.submit(folder.list)]
+            calls += [callers.submit(folder.exists, "old")] if kind != "cut" else []
+        for call in calls:
+            with pytest.raises(OSError, match=r"gave up after 6 attempts|check AWS_ENDPOINT_URL"):
+                call.result()
+    S3FileSystem.clear_instance_cache()
+    assert time.monotonic() - started < 60
+
+
+def test_refused_credentials_are_final_at_the_first_answer(proxy: FaultyProxy, s3: str) -> None:
+    folder = Folder(f"{s3}/out")
+    folder.write("old", b"content")
+    proxy.refuse = True
+    calls: list[Callable[[], object]] = [
+        lambda: folder.read("old"),
+        lambda: folder.write("new", b"x"),
+        lambda: folder.create("claim", b"x"),
+        lambda: folder.list(),
+        lambda: folder.exists("old"),
+    ]
+    for number, call in enumerate(calls, 1):
+        with pytest.raises(StorageError, match="permission denied"):
+            call()
+        assert proxy.counts["refused"] == number
+
+
+def test_a_local_write_outlasts_another_run_that_sweeps_its_temporary_file(tmp_path: Path) -> None:
+    writer, sweeper = Folder(str(tmp_path)), Folder(str(tmp_path))
+    shards = tmp_path / "shards"
+    shards.mkdir()
+
+    def sweep(written: threading.Event) -> int:
+        until(lambda: written.is_set() or any(file.suffix == ".tmp" for file in shards.iterdir()), "a temporary file")
+        sweeper.sweep("shards")
+        return not written.is_set()
+
+    swept = 0
+    with ThreadPoolExecutor(1) as threads:
+        for number in range(20):
+            written = threading.Event()
+            sweeping = threads.submit(sweep, written)
+            writer.write("shards/000000.tar", b"%d" % number * 100_000)
+            written.set()
+            swept += sweeping.result()
+    assert swept > 0
+    assert (shards / "000000.tar").read_bytes() == b"19" * 100_000
+    assert [file.name for file in shards.iterdir()] == ["000000.tar"]
+
+
+# --- Leftovers of a crash ---
+
+
+def begun(undisturbed: Path, folder: Path, shards: range = range(SHARDS)) -> None:
+    """A dataset that is claimed, has its model and some shards, and no seal."""
+    shutil.copytree(undisturbed, folder)
+    for name in ("index.json", "README.md", "croissant.json", "preview.png"):
+        (folder / name).unlink()
+    for shard in set(range(SHARDS)) - set(shards):
+        (folder / f"shards/{shard:06d}.tar").unlink()
+        (folder / f"manifest/{shard:06d}.parquet").unlink()
+
+
+def only_the_claim(folder: Path) -> None:
+    for name in ("shards", "manifest", "model"):
+        shutil.rmtree(folder / name)
+
+
+def half_a_model(folder: Path) -> None:
+    only_the_claim(folder)
+    (folder / "model").mkdir()
+    (folder / "model" / ".generator.safetensors.0123456789ab.tmp").write_bytes(bytes(999))
+
+
+def every_step_of_a_commit(folder: Path) -> None:
+    """Six shards, each left at another step of its commit."""
+
+    def half(shard: int, kind: str, name: str) -> bytes:
+        file = folder / kind / name.format(f"{shard:06d}")
+        content = file.read_bytes()
+        file.unlink()
+        return content[: len(content) // 2]
+
+    tar, part = "{}.tar", "{}.parquet"
+    half(2, "manifest", part)  # nothing of it
+    half(2, "shards", tar)
+    half(4, "manifest", part)  # half of a temporary tar
+    (folder / "shards" / ".000004.tar.0123456789ab.tmp").write_bytes(half(4, "shards", tar))
+    half(6, "manifest", part)  # a tar, and no part
+    (folder / "manifest" / ".000008.parquet.0123456789ab.tmp").write_bytes(half(8, "manifest", part))
+    half(10, "manifest", part)  # a tar of other bytes, as an extension leaves one
+    (folder / "shards" / "000010.tar").write_bytes(b"another")
+    half(19, "manifest", part)  # the last
+
+
+def parts_without_a_seal(folder: Path) -> None:
+    pass
+
+
+def half_a_seal(folder: Path) -> None:
+    (folder / "README.md").write_bytes(b"half of it")
+    (folder / ".preview.png.0123456789ab.tmp").write_bytes(b"half of it")
+    (folder / ".index.json.0123456789ab.tmp").write_bytes(b"half of it")
+
+
+def a_journal_that_knows_more(folder: Path) -> None:
+    """The journal has a shard whose part is gone, and one of another size."""
+    records = [dataset.read_part(Folder(str(folder)), shard)[1] for shard in range(5)]
+    journal = dataset.Journal(Folder(str(folder)))
+    for record in records:
+        journal.add(record, has_rejects=False)
+    journal.flush()
+    (folder / "manifest" / "000003.parquet").unlink()
+    written = folder / "journal" / "000000.json"
+    entries = json.loads(written.read_bytes())
+    entries[1] = {**entries[1], "part_bytes": 1, "sha256": "0" * 64}
+    written.write_bytes(claim.canonical(entries))
+
+
+@pytest.fixture(scope="class")
+def one_ray(undisturbed: Path) -> Iterator[None]:
+    with ray_here():
+        yield
+
+
+@pytest.mark.usefixtures("one_ray")
+class TestLeftovers:
+    @pytest.mark.parametrize(
+        "crash",
+        [
+            only_the_claim,
+            half_a_model,
+            every_step_of_a_commit,
+            parts_without_a_seal,
+            half_a_seal,
+            a_journal_that_knows_more,
+        ],
+    )
+    def test_a_start_makes_good_what_a_crash_left(
+        self,
+        crash: Callable[[Path], None],
+        undisturbed: Path,
+        expected: dict[str, bytes],
+        model: Path,
+        tmp_path: Path,
+    ) -> None:
+        folder = tmp_path / "out"
+        begun(undisturbed, folder)
+        crash(folder)
+        kept = Output(folder).written()
+
+        make(model, folder)
+
+        assert Output(folder).contents() == expected
+        assert [str(file) for file in folder.rglob("*") if file.name.startswith(".") or "journal" in file.name] == []
+        assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in undisturbed.iterdir())
+        if crash is every_step_of_a_commit:
+            again = {name for name, file in Output(folder).written().items() if kept.get(name) != file}
+            assert {name[-14:].strip("/").split(".")[0][-6:] for name in again} == {
+                f"{shard:06d}" for shard in (2, 4, 6, 8, 10, 19)
+            }
+
+    def test_an_extension_that_crashed_at_any_step_is_made_good(
+        self, undisturbed: Path, expected: dict[str, bytes], model: Path, tmp_path: Path
+    ) -> None:
+        shorter = tmp_path / "shorter"
+        begun(undisturbed, shorter, range(SHARDS - 1))
+        identity = json.loads((shorter / "dataset.json").read_bytes())["identity"]
+        (shorter / "dataset.json").write_bytes(claim.encode({**identity, "count": COUNT - 75}, {}))
+        make(model, shorter, COUNT - 75)
+        assert Output(shorter).contents() != expected
+
+        for steps in range(4):
+            folder = tmp_path / f"crashed{steps}"
+            shutil.copytree(shorter, folder)
+            if steps >= 1:
+                (folder / "index.json").unlink()
+            if steps >= 2:
+                (folder / "manifest" / f"{SHARDS - 1:06d}.parquet").unlink()
+            if steps >= 3:
+                (folder / "dataset.json").write_bytes(claim.encode(identity, {}))
+            make(model, folder)
+            assert Output(folder).contents() == expected, steps
+
+
+# --- Kills, on one cluster of two CPUs ---
+
+
+@pytest.fixture(scope="class")
+def one_cluster(undisturbed: Path) -> Iterator[None]:
+    with cluster_of(2):
+        yield
+
+
+@pytest.mark.usefixtures("one_cluster")
+class TestOneCluster:
+    @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+    def test_a_driver_killed_at_random_moments_and_started_again_leaves_the_same_bytes(
+        self, kills: int, output: Output, start: Start, expected: dict[str, bytes]
+    ) -> None:
+        moments = random.Random(kills)
+        for number in range(kills):
+            run = start(output)
+            if number % 3 == 2:  # anywhere, before the first shard too
+                moment = time.monotonic() + moments.uniform(0, 15)
+                until(lambda at=moment: time.monotonic() > at, "the moment")
+            else:  # in the middle of the work
+                more = output.parts() + moments.randint(1, max(1, SHARDS // kills - 1))
+                until(lambda more=more: output.parts() >= min(more, SHARDS), f"{more} parts")
+            run.kill()
+        before = output.written()
+        done = output.parts()
+        run = start(output)
+        run.wait()
+        assert f"going on: {done} of {SHARDS} shards are done" in run.log()
+        assert done < SHARDS
+        assert output.contents() == expected
+        after = output.written()
+        parts = {name for name in before if name.startswith("manifest/")}
+        assert {name: after[name] for name in parts} == {name: before[name] for name in parts}  # never made again
+
+    def test_actors_killed_in_the_middle_of_a_shard_leave_the_same_bytes(
+        self, output: Output, start: Start, expected: dict[str, bytes]
+    ) -> None:
+        moments = random.Random(4)
+        run = start(output)
+        killed: set[int] = set()
+        for at in (1, 5, 10, 15):
+            until(lambda at=at: output.parts() >= at, f"{at} parts")
+            busy = [actor for actor in actors() if actor.pid not in killed]
+            victim = moments.choice(busy)
+            killed.add(victim.pid)
+            victim.kill()
+        run.wait()
+        assert len(killed) == 4
+        assert output.contents() == expected
+        assert not any(name.startswith(".") for kind in ("shards", "manifest") for name in output.names(kind))
+
+    def test_a_worker_that_dies_again_and_again_ends_the_job_with_one_line(
+        self, output: Output, start: Start, expected: dict[str, bytes]
+    ) -> None:
+        run = start(output)
+        until(lambda: output.parts() >= 2, "two parts")
+        killed: set[int] = set()
+
+        def ended() -> bool:
+            for actor in actors():
+                killed.add(actor.pid)
+                with contextlib.suppress(psutil.Error):
+                    actor.kill()
+            return run.process.poll() is not None
+
+        until(ended, "the job has ended")
+        assert run.process.returncode == 1
+        assert MAX_RETRIES < len(killed) <= 2 * (MAX_RETRIES + 1)
+        undone = SHARDS - output.parts()
+        assert f"shards of {output.url} are not done (0000" in run.error()
+        assert f"a worker died more than {MAX_RETRIES} times: The actor died unexpectedly" in run.error()
+        assert run.error().endswith("What is finished stays; the same command does the rest")
+        assert "Traceback" not in run.log()
+        assert undone > 0
+
+        run = start(output)
+        run.wait()
+        assert output.contents() == expected
+
+    @pytest.mark.parametrize("kills", [0, 1])
+    def test_a_failing_store_leaves_the_same_bytes_even_if_the_driver_is_killed_too(
+        self, kills: int, proxy: FaultyProxy, bucket: Output, start: Start, expected: dict[str, bytes]
+    ) -> None:
+        proxy.kinds = RATES
+        for _ in range(kills):
+            run = start(bucket)
+            until(lambda: bucket.parts() >= 7, "seven parts")
+            run.kill()
+            done = bucket.parts()
+        run = start(bucket)
+        run.wait()
+        assert {kind for kind in KINDS if proxy.counts[kind]} == set(KINDS), proxy.counts
+        assert bucket.contents() == expected
+        assert not kills or f"going on: {done} of {SHARDS}" in run.log()
+
+    def test_refused_credentials_half_way_end_the_job_and_the_next_start_does_only_the_rest(
+        self, proxy: FaultyProxy, bucket: Output, start: Start, expected: dict[str, bytes]
+    ) -> None:
+        run = start(bucket)
+        until(lambda: bucket.parts() >= 4, "four parts")
+        proxy.refuse = True
+        run.wait(status=1)
+        assert proxy.counts["refused"] > 0
+        done = bucket.parts()
+        assert f"generate: error: {SHARDS - done} shards of {bucket.url} are not done (0000" in run.error()
+        assert f"failed, the first with: StorageError: {bucket.url}/" in run.error()
+        assert "permission denied; check the credentials in the environment" in run.error()
+        assert run.log().count(" failed: StorageError: ") == MAX_FAILURES or done > SHARDS - MAX_FAILURES
+        before = {name: when for name, when in bucket.written().items() if name.startswith("manifest/")}
+
+        proxy.refuse = False
+        proxy.passed.clear()
+        run = start(bucket)
+        run.wait()
+        assert f"going on: {done} of {SHARDS} shards are done" in run.log()
+        assert bucket.contents() == expected
+        puts = {path.rpartition("/out/")[2] for method, path in proxy.passed if method == "PUT"}
+        assert puts.isdisjoint(before)
+        assert len([name for name in puts if name.startswith("manifest/")]) == SHARDS - done
+
+
+# --- Nodes, clusters, whole machines, disks ---
+
+
+def test_a_node_that_is_lost_leaves_the_same_bytes(output: Output, start: Start, expected: dict[str, bytes]) -> None:
+    with cluster_of(1, 1) as cluster:
+        run = start(output)
+        until(lambda: output.parts() >= 5, "five parts")
+        cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+        run.wait()
+        assert output.contents() == expected
+        run.end()
+
+
+def test_a_cluster_that_is_stopped_ends_the_job_with_one_line_and_a_new_one_goes_on(
+    output: Output, start: Start, expected: dict[str, bytes]
+) -> None:
+    with cluster_of(2):
+        run = start(output)
+        until(lambda: output.parts() >= 5, "five parts")
+    run.wait(status=1)
+    until(lambda: "generate: error: " in run.log(), "the last words")
+    assert f"{output.url}: ended before all of {SHARDS} shards were done: its Ray cluster is gone" in run.error()
+    done = output.parts()
+    with cluster_of(1):
+        run = start(output)
+        run.wait()
+    assert f"going on: {done} of {SHARDS} shards are done" in run.log()
+    assert output.contents() == expected
+
+
+@pytest.mark.parametrize("moments", [1, pytest.param(6, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_a_machine_that_loses_power_at_random_moments_leaves_the_same_bytes(
+    moments: int, output: Output, start: Start, expected: dict[str, bytes]
+) -> None:
+    """Driver, raylet, workers: all of Ray that the command had started itself goes at once."""
+    when = random.Random(moments)
+    for number in range(moments):
+        run = start(output, "--workers", 2)
+        if number % 2:
+            at = run.started + when.uniform(0, 20)
+            until(lambda at=at: time.monotonic() > at, "the moment")
+        else:
+            more = min(SHARDS - 1, output.parts() + when.randint(1, 4))
+            until(lambda more=more: output.parts() >= more, f"{more} parts")
+        run.end()
+        assert output.parts() <= SHARDS
+    run = start(output, "--workers", 2)
+    run.wait()
+    assert output.contents() == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[tuple[str, ...], Output]]:
+    """A file system of 6 MB that only processes started with the prefix see; and as what we see it."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    script = 'mount -t tmpfs -o size=6m tmpfs "$1" && echo mounted && read -r over'
+    command = ["unshare", "--map-root-user", "--mount", "/bin/sh", "-c", script, "sh", str(mount)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        if holder.stdout.readline() != "mounted\n":
+            pytest.skip("this machine allows no mount namespaces")
+        prefix = ("nsenter", "--preserve-credentials", "--user", "--mount", f"--target={holder.pid}")
+        yield (*prefix, "--"), Output(Path(f"/proc/{holder.pid}/root{mount}/out"))
+        holder.communicate("over\n")
+
+
+def test_a_full_disk_ends_the_job_and_the_next_start_does_only_the_rest(
+    small_disk: tuple[tuple[str, ...], Output], tmp_path: Path, start: Start, expected: dict[str, bytes]
+) -> None:
+    prefix, seen = small_disk
+    inside = Output(tmp_path / "disk" / "out")
+    run = start(inside, "--workers", 2, prefix=prefix)
+    run.wait(status=1)
+    done = seen.parts()
+    assert 0 < done < SHARDS
+    assert f"generate: error: {SHARDS - done} shards of {inside.url} are not done (0000" in run.error()
+    assert "No space left on device" in run.error()
+    assert not any(name.startswith(".") for kind in ("shards", "manifest") for name in seen.names(kind))
+    before = {name: file for name, file in seen.written().items() if name.startswith("manifest/")}
+    run.end()
+
+    subprocess.run([*prefix, "mount", "-o", "remount,size=60m", str(tmp_path / "disk")], check=True)
+    run = start(inside, "--workers", 2, prefix=prefix)
+    run.wait()
+    assert f"going on: {done} of {SHARDS} shards are done" in run.log()
+    assert seen.contents() == expected
+    assert {name: file for name, file in seen.written().items() if name in before} == before
