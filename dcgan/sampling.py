@@ -71,6 +71,7 @@ class Sampler:
     @torch.inference_mode()
     def decode(self, z_NZ: np.ndarray, labels_N: np.ndarray | None) -> Samples:
         """The images of at most one batch of latents, float32."""
+        assert len(z_NZ) <= self._batch
         z_BZ = self._padded(z_NZ)
         label_B = None if labels_N is None else self._padded(labels_N)
         image_BHWC = self._images(z_BZ, label_B)
