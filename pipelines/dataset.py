@@ -17,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from pipelines import claim as claim_file
 from pipelines import manifest, shards
 from pipelines.claim import FORMAT, ClaimError, canonical
@@ -314,11 +312,6 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
         ):
             raise CorruptError(f"{where}: sample {row['key']} is not what its row in {record.part} says")
     return len(samples)
-
-
-def rows(folder: Folder, index: Index, columns: list[str]) -> pa.Table:
-    """Some columns of the whole manifest, read part by part. Memory: those columns of every sample."""
-    return pa.concat_tables(read_sealed_part(folder, record).table.select(columns) for record in index.shards)
 
 
 def _seal_json(index: Index) -> dict[str, Any]:

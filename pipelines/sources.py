@@ -20,7 +20,6 @@ from pipelines.images import ImageError
 from pipelines.storage import Folder
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SPLITS = ("train", "test")
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what compressed data that is not whole raises
 
 

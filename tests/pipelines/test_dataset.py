@@ -121,14 +121,6 @@ class TestLife:
             *(f"shards/00000{n}.tar" for n in range(3)), *(f"manifest/00000{n}.parquet" for n in range(3)),
         }  # fmt: skip
 
-    def test_the_manifest_reads_as_one_table(self, sealed: Path) -> None:
-        folder = Folder(str(sealed))
-        table = dataset.rows(folder, dataset.open_sealed(folder), ["index", "label", "source"])
-        taken = [0, 1, 2, 4, 5, 6]
-        assert table.to_pydict() == {
-            "index": taken, "label": [n % 3 for n in taken], "source": [f"{n}.png" for n in taken]
-        }  # fmt: skip
-
     @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7, 9, 10])
     def test_every_index_is_owned_by_exactly_one_shard(self, count: int) -> None:
         settled = identity(count)
