@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -32,15 +32,6 @@ def copy(synthetic: Path, tmp_path: Path) -> Path:
     target = tmp_path / "synthetic"
     shutil.copytree(synthetic, target)
     return target
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As in an actor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def check(folder: Path, **settings: Any) -> None:
