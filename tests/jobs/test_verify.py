@@ -248,7 +248,7 @@ def test_an_ingested_dataset_passes(digits: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith(f"verify: {digits}: 5,000 images in 5 shards, every byte as sealed; ")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])
 def test_another_machine_is_held_to_a_tolerance(
     precision: str, digits_run: Path, tmp_path: Path, job: Callable[..., CompletedProcess[str]], local_ray: None
 ) -> None:
