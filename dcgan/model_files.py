@@ -78,16 +78,23 @@ def read_card(card: bytes) -> dict[str, Any]:
             WEIGHTS
         ):
             raise ModelError(f"{CARD} has other fields than this version knows")
-        if set(parsed["network"]) != {field.name for field in fields(NetworkConfig)}:
+        if _types(parsed["network"]) != {field.name: type(field.default) for field in fields(NetworkConfig)}:
             raise ModelError(f"{CARD}: network has other fields than this version knows")
+        if any(_types(file) != {"bytes": int, "sha256": str} for file in parsed["files"].values()):
+            raise ModelError(f"{CARD}: files has other fields than this version knows")
         config = NetworkConfig(**parsed["network"])
-        classes = parsed["classes"]
-        if config.num_classes and (not isinstance(classes, list) or len(classes) != config.num_classes):
+        classes, count = parsed["classes"], config.num_classes
+        named = isinstance(classes, list) and [*map(type, classes)] == [str] * count
+        if not (named if count else classes is None):
             raise ModelError(f"{CARD}: {config.num_classes} classes, but other names")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise error if isinstance(error, ModelError) else ModelError(f"{CARD} is not a model card: {error}") from error
     result: dict[str, Any] = parsed
     return result
+
+
+def _types(values: dict[str, Any]) -> dict[str, type]:
+    return {name: type(value) for name, value in values.items()}
 
 
 def unpack(read: Callable[[str], bytes]) -> Model:

@@ -180,9 +180,13 @@ class Training:
             part.load_state_dict(_below(state, name))
         for name, adam in self._adams().items():
             moments: dict[int, dict[str, Tensor]] = {}
+            parameters = adam.param_groups[0]["params"]
             for key, value in _below(state, name).items():
                 number, _, moment = key.partition(".")
-                moments.setdefault(int(number), {})[moment] = value
+                weight = parameters[int(number)]
+                # The fused step walks weights and moments as they lie in memory: both must be laid out alike.
+                alike = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+                moments.setdefault(int(number), {})[moment] = alike
             adam.load_state_dict({**adam.state_dict(), "state": moments})
 
     def _parts(self) -> dict[str, nn.Module]:

@@ -116,16 +116,15 @@ def _quiet_core() -> None:
 def probe(
     pool: Pool,
     precision: str,
-    device: str,
     fingerprint: Callable[[Arithmetic], dict[str, str]] = arithmetic.fingerprint,
 ) -> tuple[Arithmetic, dict[str, str]]:
     """What a worker of the pool computes with, and its fingerprint: the driver's machine may be another kind."""
 
     def look() -> tuple[Arithmetic, dict[str, str]]:
-        chosen = arithmetic.choose(precision, device)
+        chosen = arithmetic.choose(precision, "cuda" if pool.gpus_per_worker else "cpu")
         return chosen, fingerprint(chosen)
 
-    if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+    if len(ray.nodes()) == 1 and not pool.gpus_per_worker:  # type: ignore[no-untyped-call]
         return look()  # workers run on this machine, and starting one takes seconds
     found: tuple[Arithmetic, dict[str, str]] = ray.get(
         ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(look).remote()

@@ -164,7 +164,7 @@ def main(settings: GenerateSettings) -> None:
     if settings.dry_run:
         return _print_plan(settings, source, labels)
     pool = cluster.connect(settings.workers, settings.device, settings.gpus_per_worker, settings.verbose)
-    chosen, here = cluster.probe(pool, settings.precision, settings.device, fingerprint)
+    chosen, here = cluster.probe(pool, settings.precision, fingerprint)
     identity = {
         "producer": "generate",
         "model": model_files.digest(card_bytes),

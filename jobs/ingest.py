@@ -18,12 +18,19 @@ from pipelines.images import ImageError, Pixels
 from pipelines.manifest import Reject
 from pipelines.shards import Sample
 from pipelines.sources import ArraySource, Source
-from pipelines.storage import Folder, normalise
+from pipelines.storage import Folder, StorageError, normalise
 
 
 def _colour(name: str) -> str:
     images.colour(name)
     return name
+
+
+def _place(name: str) -> str:
+    try:
+        return name if name == "digits" else normalise(name)
+    except StorageError as error:
+        raise ValueError(str(error)) from error
 
 
 class IngestSettings(JobSettings):
@@ -39,7 +46,9 @@ class IngestSettings(JobSettings):
         "jobs/ingest.py --source mnist/ --split train",
     )
 
-    source: str = Field(description="a folder, a .zip, a folder of IDX files, or `digits` (5,000 of MNIST, built in)")
+    source: Annotated[str, AfterValidator(_place)] = Field(
+        description="a folder, a .zip, a folder of IDX files, or `digits` (5,000 of MNIST, built in)"
+    )
     output: Url = Field("{root}/real", description="where the dataset goes")
     split: Literal["train", "test"] | None = Field(None, description="which part of a source that has several (IDX)")
     image_size: Number | None = Field(
@@ -99,8 +108,7 @@ def permutation(seed: int, count: int) -> np.ndarray:
 
 
 def main(settings: IngestSettings) -> None:
-    place = settings.source if settings.source == "digits" else normalise(settings.source)
-    source = sources.open_source(place, settings.split)
+    source = sources.open_source(settings.source, settings.split)
     size, channels = _shape(settings, source)
     background = images.colour(settings.background)
     identity = {
@@ -130,7 +138,7 @@ def main(settings: IngestSettings) -> None:
     pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
     arguments = {
         "output": output.url,
-        "source": place,
+        "source": settings.source,
         "split": settings.split,
         "resize": settings.resize,
         "background": background,

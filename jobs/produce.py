@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.cluster import MAX_FAILURES, Done, Pool, ShardWorker, WorkersLostError, last_words, map_shards
 from jobs.progress import Progress
-from jobs.settings import LostWorkError
+from jobs.settings import LostWorkError, UsageError
 from pipelines import card, dataset, manifest
 from pipelines.dataset import Index
 from pipelines.manifest import Reject, ShardRecord
@@ -110,6 +110,12 @@ def _seal(
         records[record.shard] = record
         rejects += found
     rejects.sort(key=lambda reject: reject.index)
+    if not any(record.samples for record in records.values()):
+        first = rejects[0]
+        raise UsageError(
+            f"{folder}: none of {len(rejects):,} images could be taken; {first.source}: {first.reason}; "
+            f"check --source, and use another --output"
+        )
     extras = card.files(folder, identity, records)
     if rejects:
         extras[dataset.REJECTS] = manifest.encode_rejects(rejects)

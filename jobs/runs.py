@@ -77,8 +77,12 @@ def newest(run: Folder) -> Checkpoint | None:
 
 
 def newest_images(run: Folder) -> int:
-    """How many images the run has seen by its newest checkpoint; 0 for a new run. Nothing is read but a listing."""
-    return next(iter(_saved(run)), 0)
+    """How many images the run has seen by its newest whole checkpoint; 0 for a new run.
+
+    The checkpoint is read: what is damaged is told of here, in front of the user, not in a worker's log.
+    """
+    checkpoint = newest(run)
+    return checkpoint.images if checkpoint else 0
 
 
 def read_stats(run: Folder) -> list[dict[str, Any]]:

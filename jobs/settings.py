@@ -44,8 +44,13 @@ USER_ERRORS = (UsageError, StorageError, DatasetError, SourceError, ModelError, 
 FAILURES = (LostWorkError, CorruptError, OSError)  # OSError: storage that gave up, a full disk
 
 
+_WHOLE = "must be a whole number, as 1000 or 1e3"
+
+
 def _whole(value: object) -> object:
-    """`1e6` is a whole number too."""
+    """`1e6` is a whole number too; TOML's `true` is none."""
+    if isinstance(value, bool):
+        raise ValueError(_WHOLE)
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE]\+?\d+", value.strip()):
         value = float(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -149,12 +154,15 @@ def load(settings: type[S], argv: list[str]) -> S:
     )()
     environment = EnvSettingsSource(settings, env_prefix="GANMILL_", env_ignore_empty=True)()
     config = flags.get("config") or environment.get("config")
-    values = {**(read_toml(settings, Path(config)) if config else {}), **environment, **flags}
+    file = read_toml(settings, Path(config)) if config else {}
+    values = {**file, **environment, **flags}
     values = {**settings.preset(values), **values}
     try:
         return settings(**values)
     except ValidationError as error:
-        raise UsageError(_first(error)) from error
+        origins = {name: f"{config}: {name}" for name in file}
+        origins |= {name: f"GANMILL_{name.upper()}" for name in environment}
+        raise UsageError(_first(error, {**origins, **{name: _flag(name) for name in flags}})) from error
 
 
 def read_toml(settings: type[JobSettings], path: Path) -> dict[str, Any]:
@@ -162,7 +170,8 @@ def read_toml(settings: type[JobSettings], path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read: {reason}") from error
     for name in values:
         if name not in settings.model_fields:
             raise UsageError(f"{path}: unknown setting {name!r}{_nearest(name, settings.model_fields)}")
@@ -194,11 +203,20 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else "; see --help"
 
 
-def _first(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as one line."""
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _first(error: ValidationError, origins: dict[str, str]) -> str:
+    """The first of pydantic's complaints, as one line. `origins`: what to call the settings that were given."""
     first = error.errors()[0]
-    name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+    if not first["loc"]:
+        return first["msg"]
+    name = str(first["loc"][0])
+    label = origins.get(name, _flag(name))
     if first["type"] == "missing":
-        return f"{name} is required; see --help"
+        return f"{label} is required; see --help"
     reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{name} {first['input']}: {reason}" if name else reason
+    if isinstance(getattr(first.get("ctx", {}).get("error"), "__cause__", None), StorageError):
+        return f"{label}: {reason}"  # it names the URL, without credentials that may be in it
+    return f"{label} {first['input']}: {_WHOLE if first['type'].startswith('int_') else reason}"

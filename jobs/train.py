@@ -126,7 +126,7 @@ def main(settings: TrainSettings) -> None:
         order.check_workers(plan, settings.workers)
     pool = cluster.connect(settings.workers, settings.device, verbose=settings.verbose)
     workers = settings.workers or _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
-    chosen, fingerprint = cluster.probe(pool, settings.precision, settings.device)
+    chosen, fingerprint = cluster.probe(pool, settings.precision)
     identity = {
         "data": index.root,
         "network": asdict(network),

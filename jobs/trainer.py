@@ -106,6 +106,8 @@ def train(config: dict[str, Any]) -> None:
         ray.train.report({"images": seen})  # also a barrier: no rank runs ahead of a checkpoint
         history, waited, since = [], 0.0, time.monotonic()
     batches.close()
+    if recorder is not None:
+        recorder.close()
 
 
 class Recorder:
@@ -119,8 +121,8 @@ class Recorder:
         self.real, self.labels = _first_images(data, index, job.metric_images)
         self.features = metrics.RandomFeatures(job.network.channels)
         self.real_features = self.features(self.real)
-        self.scratch = tempfile.mkdtemp(prefix="ganmill-tensorboard-")
-        self.board = SummaryWriter(self.scratch)
+        self.scratch = tempfile.TemporaryDirectory(prefix="ganmill-tensorboard-")
+        self.board = SummaryWriter(self.scratch.name)
         if not self.ticks:
             rows = _rows(self.real, self.labels, self.classes)
             run.write("reals.png", images.encode(images.grid(rows, scale=_scale(job))))
@@ -144,6 +146,11 @@ class Recorder:
         runs.save(self.run, seen, training.state(), self.job.keep)
         self.saved = seen
         return f"D {scalars['loss_d']:.2f}, G {scalars['loss_g']:.2f}, distance {distance:.4f}"
+
+    def close(self) -> None:
+        """Leave nothing on this machine."""
+        self.board.close()
+        self.scratch.cleanup()
 
     def last_good(self) -> str:
         """Where to go back to, for the message of a run that had to stop."""
@@ -173,7 +180,7 @@ class Recorder:
             self.board.add_scalar(name, value, seen)
         self.board.add_image("samples", grid, seen, dataformats="HWC")
         self.board.flush()
-        for file in Path(self.scratch).iterdir():
+        for file in Path(self.scratch.name).iterdir():
             self.run.write(f"tensorboard/{file.name}", file.read_bytes())
 
 

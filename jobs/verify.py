@@ -142,7 +142,7 @@ def main(settings: VerifySettings) -> None:
     chosen = None
     if settings.regenerate:
         wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"
-        chosen, _ = cluster.probe(pool, wanted, settings.device)
+        chosen, _ = cluster.probe(pool, wanted)
     results = _check_shards(
         folder, index, {"url": folder.url, "regenerate": settings.regenerate, "chosen": chosen}, pool
     )

@@ -61,7 +61,7 @@ def _preview(folder: Folder, identity: Mapping[str, Any], records: Mapping[int, 
 
 
 def _first_rows(folder: Folder, records: Mapping[int, ShardRecord]) -> Iterator[dict[str, Any]]:
-    for shard in sorted(records)[:3]:
+    for shard in [shard for shard in sorted(records) if records[shard].samples][:3]:
         name = manifest.part_name(shard)
         part = manifest.decode(folder.read(name), f"{folder}/{name}")
         yield from part.table.select(["label", "shard", "offset", "size"]).to_pylist()
@@ -108,7 +108,7 @@ def _readme(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> 
         "All that decides the bytes:",
         "",
         "```json",
-        json.dumps(identity, indent=1),
+        json.dumps(identity, indent=1, sort_keys=True),
         "```",
         "",
     ]

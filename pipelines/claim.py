@@ -9,6 +9,10 @@ from pipelines.storage import Folder
 FORMAT = 1
 
 
+class ClaimError(ValueError):
+    """A claim that is there and cannot be read."""
+
+
 class Difference(NamedTuple):
     """A field in which a claim that is there and the one that is wanted differ."""
 
@@ -31,10 +35,16 @@ def encode(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bytes:
 
 
 def take(folder: Folder, name: str, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Difference]:
-    """Write the claim, or compare with the one that is there. An empty list says: the folder is ours."""
+    """Write the claim, or compare with the one that is there. An empty list says: the folder is ours.
+
+    Raises: ClaimError if the one that is there is damaged.
+    """
     if folder.create(name, encode(identity, settings)):
         return []
-    before = json.loads(folder.read(name))["identity"]
+    try:
+        before = json.loads(folder.read(name))["identity"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClaimError(f"{folder}/{name}: damaged, not a claim: {error!r}; use another folder") from error
     return list(_differences(before, json.loads(canonical(identity))))
 
 

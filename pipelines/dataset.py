@@ -17,11 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from pipelines import claim as claim_file
 from pipelines import manifest, shards
-from pipelines.claim import FORMAT, canonical
+from pipelines.claim import FORMAT, ClaimError, canonical
 from pipelines.manifest import Part, Reject, ShardRecord
 from pipelines.storage import Folder, MissingError
 
@@ -57,7 +55,7 @@ class Index:
 
     @property
     def classes(self) -> list[str] | None:
-        names: list[str] | None = self.identity["classes"]
+        names: list[str] | None = self.identity.get("classes")
         return names
 
     @property
@@ -83,7 +81,10 @@ def claim(folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, An
 
     Raises: DatasetError naming the first field that differs, both values and what to do.
     """
-    differences = claim_file.take(folder, CLAIM, identity, settings)
+    try:
+        differences = claim_file.take(folder, CLAIM, identity, settings)
+    except ClaimError as error:
+        raise DatasetError(str(error)) from error
     if not differences:
         return
     first = differences[0]
@@ -251,9 +252,10 @@ def open_sealed(folder: Folder) -> Index:
     try:
         records = tuple(ShardRecord(shard=number, **entry) for number, entry in enumerate(sealed["shards"]))
         index = Index(identity, records, sealed["files"], sealed["root"])
-    except (KeyError, TypeError) as error:
+        agrees = data == canonical(_seal_json(index)) + b"\n"
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{folder}/{SEAL}: not an index: {error}") from error
-    if data != canonical(_seal_json(index)) + b"\n":
+    if not agrees:
         raise CorruptError(
             f"{folder}/{SEAL}: does not agree with itself or with {CLAIM}; it was changed after the seal"
         )
@@ -310,11 +312,6 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
         ):
             raise CorruptError(f"{where}: sample {row['key']} is not what its row in {record.part} says")
     return len(samples)
-
-
-def rows(folder: Folder, index: Index, columns: list[str]) -> pa.Table:
-    """Some columns of the whole manifest, read part by part. Memory: those columns of every sample."""
-    return pa.concat_tables(read_sealed_part(folder, record).table.select(columns) for record in index.shards)
 
 
 def _seal_json(index: Index) -> dict[str, Any]:

@@ -5,6 +5,7 @@ people have, whatever it is.
 """
 
 import io
+import struct
 import warnings
 
 import cv2
@@ -13,7 +14,6 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
-MAX_PIXELS = 100_000_000  # beyond this an image is taken for a decompression bomb
 RESIZE_POLICIES = ("crop", "pad", "stretch")
 
 cv2.setNumThreads(1)  # a worker is one core; cv2's own pool would fight the others
@@ -63,16 +63,15 @@ def normalise(data: bytes, size: int, channels: int, resize: str, background: tu
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"too large: {image.width} x {image.height} pixels")
             image.load()
+            image = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too large: a decompression bomb") from error
     except UnidentifiedImageError as error:
         raise ImageError("not an image") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise error if isinstance(error, ImageError) else ImageError(f"damaged: {error}") from error
-    image = _flatten(ImageOps.exif_transpose(image), channels, background)
+    except (OSError, SyntaxError, ValueError, struct.error) as error:  # the last from a damaged EXIF block
+        raise ImageError(f"damaged: {error}") from error
+    image = _flatten(image, channels, background)
     return np.asarray(_fit(image, size, resize, background)).reshape(size, size, channels)
 
 

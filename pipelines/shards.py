@@ -76,15 +76,21 @@ def unpack(data: bytes, where: str) -> Iterator[Sample]:
     `data` must have been checked against the dataset's index: a tar cut between two members reads without error.
     Raises ShardError for anything but plain ustar with our keys.
     """
+    if data == bytes(tarfile.RECORDSIZE):
+        return  # everything that the shard owns was rejected
     if data[257:262] != b"ustar":  # webdataset would open a compressed tar too, and unpack it without a limit
         raise ShardError(f"{where}: not a plain ustar file")
     files = tar_file_iterator(io.BytesIO(data))
     try:
         for sample in group_by_keys({**file, "__url__": where} for file in files):
             label = sample.get("cls")
-            image = next(sample[extension] for extension in EXTENSIONS if extension in sample)
+            image = next((sample[extension] for extension in EXTENSIONS if extension in sample), None)
+            if image is None:
+                raise ShardError(f"{where}: sample {sample['__key__']} has no image")
             yield Sample(int(sample["__key__"]), image, None if label is None else int(label))
-    except (ValueError, StopIteration, tarfile.TarError) as error:
+    except (ValueError, tarfile.TarError) as error:
+        if isinstance(error, ShardError):
+            raise
         raise ShardError(f"{where}: {error}") from error
 
 

@@ -7,17 +7,20 @@ machine and at every start. It is opened from its URL wherever it is read; only 
 import gzip
 import hashlib
 import io
+import lzma
 import struct
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from pipelines.images import ImageError
 from pipelines.storage import Folder
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SPLITS = ("train", "test")
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what compressed data that is not whole raises
 
 
 class SourceError(ValueError):
@@ -43,7 +46,10 @@ class Source(ABC):
 
     @abstractmethod
     def image(self, item: int) -> bytes | np.ndarray:
-        """The item's file content, or its pixels [H, W, C] where the source holds pixels."""
+        """The item's file content, or its pixels [H, W, C] where the source holds pixels.
+
+        Raises: ImageError if the source itself is damaged there.
+        """
 
 
 def open_source(url: str, split: str | None) -> Source:
@@ -52,7 +58,7 @@ def open_source(url: str, split: str | None) -> Source:
         return _digits()
     parent, _, name = url.rstrip("/").rpartition("/")
     if name.endswith(".zip"):
-        return ZipSource(Folder(parent or "."), name)
+        return ZipSource(Folder(parent or ("/" if url.startswith("/") else ".")), name)
     folder = Folder(url)
     files = folder.list()
     if idx := _idx_pairs(files):
@@ -109,14 +115,17 @@ class ZipSource(FileSource):
         data = folder.read(name)
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise SourceError(f"{folder}/{name}: not a zip file: {error}") from error
         files = {entry.filename: entry.file_size for entry in self._zip.infolist() if not entry.is_dir()}
         super().__init__(files, f"{folder}/{name}")
         self.digest = hashlib.sha256(data).hexdigest()
 
     def image(self, item: int) -> bytes:
-        return self._zip.read(self._names[item])
+        try:
+            return self._zip.read(self._names[item])
+        except (*_DAMAGED, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise ImageError(f"damaged: {error}") from error
 
 
 class ArraySource(Source):
@@ -170,6 +179,8 @@ def _open_idx(folder: Folder, pairs: dict[str, tuple[str, str]], split: str | No
     images, labels = (_read_idx(folder, name) for name in (images_name, labels_name))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise SourceError(f"{folder}: {images_name} has shape {images.shape}, {labels_name} {labels.shape}")
+    if not len(images):
+        raise SourceError(f"{folder}: {images_name} holds no images")
     return ArraySource(images_name.removesuffix(".gz"), images, labels)
 
 
@@ -183,5 +194,5 @@ def _read_idx(folder: Folder, name: str) -> np.ndarray:
         if zero != 0 or kind != 8:
             raise ValueError(f"magic number {data[:4].hex()}")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (*_DAMAGED, ValueError, struct.error) as error:
         raise SourceError(f"{folder}/{name}: not an IDX file of bytes: {error}") from error

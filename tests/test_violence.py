@@ -33,6 +33,8 @@ from pipelines.storage import Folder, StorageError
 from tests.conftest import ROOT
 from tests.faults import KINDS, FaultyProxy
 
+pytestmark = pytest.mark.long  # many clusters, killed again and again: minutes, on two cores
+
 SHARDS, SHARD_SIZE = 20, 150
 COUNT = SHARDS * SHARD_SIZE
 BATCH = 1  # slow, so that there are moments to kill in: a shard takes 0.1 to 0.2 s

@@ -1,0 +1,249 @@
+"""Models as files: what was packed comes back, the digest names it, and nothing else is taken for a model."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from dcgan import model_files
+from dcgan.model_files import CARD, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS, Model, ModelError
+from dcgan.networks import NetworkConfig, build
+
+Files = dict[str, bytes]
+CONFIGS = {
+    "dcgan": NetworkConfig(image_size=28, channels=1, width=2, z_dim=3),
+    "dcgan with classes": NetworkConfig(image_size=64, channels=3, width=1, z_dim=5, num_classes=2),
+    "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=3, num_classes=2),
+}
+GENERATOR, DISCRIMINATOR = WEIGHTS
+
+
+def make(config: NetworkConfig) -> Model:
+    torch.manual_seed(0)
+    generator, discriminator = build(config)
+    for network in (generator, discriminator):
+        for name, value in network.named_buffers():
+            value.copy_(torch.randint(1, 9, value.shape) if "num_batches" in name else torch.rand(value.shape) + 0.5)
+    names = [f"class {n}" for n in range(config.num_classes)] or None
+    return Model(generator.eval(), discriminator.eval(), names, {"data": "ab12", "images": 5000, "köln": [1.5, None]})
+
+
+def packed(kind: str = "dcgan with classes") -> Files:
+    return model_files.pack(make(CONFIGS[kind]))
+
+
+def with_card(files: Files, change: Callable[[dict[str, Any]], Any]) -> Files:
+    """The files with a changed card."""
+    card = json.loads(files[CARD])
+    change(card)
+    return {**files, CARD: json.dumps(card).encode()}
+
+
+def with_weights(files: Files, name: str, data: bytes) -> Files:
+    """The files with other weights, and a card that names them."""
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return with_card({**files, name: data}, lambda card: card["files"].update({name: entry}))
+
+
+def refusal(files: Files) -> str:
+    with pytest.raises(ModelError) as caught:
+        model_files.unpack(files.__getitem__)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_was_packed_is_unpacked_in_eval_mode(kind: str) -> None:
+    model = make(CONFIGS[kind])
+    read = model_files.unpack(model_files.pack(model).__getitem__)
+    assert (read.config, read.classes, read.provenance) == (CONFIGS[kind], model.classes, model.provenance)
+    for before, after in ((model.generator, read.generator), (model.discriminator, read.discriminator)):
+        assert not any(module.training for module in after.modules())
+        assert list(before.state_dict()) == list(after.state_dict())
+        for name, value in before.state_dict().items():
+            other = after.state_dict()[name]
+            assert (other.dtype, torch.equal(value, other)) == (value.dtype, True), name
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_packing_is_a_function_of_the_model_and_not_of_how_it_lies_in_memory(kind: str) -> None:
+    model = make(CONFIGS[kind])
+    other = make(CONFIGS[kind])
+    other.generator.to(memory_format=torch.contiguous_format)
+    other.discriminator.train()
+    assert model_files.pack(other) == model_files.pack(model)
+    assert model_files.pack(model_files.unpack(model_files.pack(model).__getitem__)) == model_files.pack(model)
+
+
+def test_the_card_comes_last_and_its_sha256_is_the_digest_and_names_the_others() -> None:
+    files = packed()
+    assert list(files) == [GENERATOR, DISCRIMINATOR, "model.json"]
+    card = json.loads(files["model.json"])
+    assert model_files.digest(files["model.json"]) == hashlib.sha256(files["model.json"]).hexdigest()
+    assert card["files"] == {
+        name: {"bytes": len(files[name]), "sha256": hashlib.sha256(files[name]).hexdigest()} for name in WEIGHTS
+    }
+    assert model_files.read_card(files["model.json"]) == card
+
+
+def test_any_other_weight_class_name_or_provenance_is_another_digest() -> None:
+    models = [make(CONFIGS["dcgan with classes"]) for _ in range(4)]
+    with torch.no_grad():
+        models[1].discriminator.head.bias += 1e-30
+    models[2] = Model(models[2].generator, models[2].discriminator, ["class 0", "class one"], models[2].provenance)
+    models[3] = Model(models[3].generator, models[3].discriminator, models[3].classes, {})
+    assert len({model_files.digest(model_files.pack(model)[CARD]) for model in models}) == 4
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_are_not_those_of_the_card_are_refused_wherever_they_differ(name: str) -> None:
+    files = packed("dcgan")
+    data, rng = files[name], np.random.default_rng(0)
+    wrong = [data[:-1], data + b"\0", b""]
+    for position in {0, 7, 8, len(data) - 1, *rng.integers(0, len(data), 30).tolist()}:
+        wrong.append(data[:position] + bytes([data[position] ^ int(rng.integers(1, 256))]) + data[position + 1 :])
+    for other in wrong:
+        assert refusal({**files, name: other}) == (
+            f"{name} is not the file that model.json names (its size or sha256 is another)"
+        )
+
+
+def test_a_flipped_byte_of_the_card_is_refused_or_another_digest_and_nothing_else() -> None:
+    card = packed()[CARD]
+    refused = 0
+    for position in range(len(card)):
+        flipped = card[:position] + bytes([card[position] ^ 0x11]) + card[position + 1 :]
+        assert model_files.digest(flipped) != model_files.digest(card)
+        try:
+            model_files.read_card(flipped)
+        except ModelError:
+            refused += 1
+    assert refused > len(card) // 2
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    files, other = packed("dcgan"), model_files.pack(make(NetworkConfig(image_size=28, channels=1, width=3, z_dim=3)))
+    for name in WEIGHTS:
+        assert refusal(with_weights(files, name, other[name])).startswith(f"{name} does not fit the networks: ")
+    wider = with_card(files, lambda card: card["network"].update(width=4))
+    assert refusal(wider).startswith(f"{GENERATOR} does not fit the networks: ")
+
+
+def test_weights_with_a_tensor_too_few_or_too_many_are_refused() -> None:
+    files = packed("dcgan")
+    state = safetensors.torch.load(files[DISCRIMINATOR])
+    fewer = {name: value for name, value in state.items() if name != "head.bias"}
+    for wrong in (fewer, {**state, "more": torch.zeros(1)}, {}):
+        data = safetensors.torch.save(wrong)
+        message = refusal(with_weights(files, DISCRIMINATOR, data))
+        assert message.startswith(f"{DISCRIMINATOR} does not fit the networks: ")
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("writer", ["pickle", "torch.save", "torch.save, old format"])
+def test_a_pickle_named_safetensors_is_refused_and_never_run(writer: str, tmp_path: Path) -> None:
+    mark, file = tmp_path / "executed", tmp_path / "weights"
+    if writer == "pickle":
+        file.write_bytes(pickle.dumps(Bomb(mark)))
+    else:
+        torch.save({"w": Bomb(mark)}, file, _use_new_zipfile_serialization="old" not in writer)
+    files = packed("dcgan")
+    for name in WEIGHTS:
+        message = refusal(with_weights(files, name, file.read_bytes()))
+        assert message.startswith(f"{name} does not fit the networks: ")
+    assert not mark.exists()
+    if writer == "pickle":
+        pickle.loads(file.read_bytes())  # noqa: S301  # the trap works
+        assert mark.exists()
+
+
+def update(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda card: card.update(values)
+
+
+def network(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda card: card["network"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (update(format=2), "model.json has format 2; this version reads 1"),
+        (update(format="1"), "model.json has format '1'; this version reads 1"),
+        (lambda card: card.pop("format"), "model.json is not a model card: 'format'"),
+        (update(extra=1), "model.json has other fields than this version knows"),
+        (lambda card: card.pop("provenance"), "model.json has other fields than this version knows"),
+        (lambda card: card["files"].update(more={}), "model.json has other fields than this version knows"),
+        (lambda card: card["files"].pop(GENERATOR), "model.json has other fields than this version knows"),
+        (network(extra=1), "model.json: network has other fields than this version knows"),
+        (lambda card: card["network"].pop("width"), "model.json: network has other fields than this version knows"),
+        (network(width=2.5), "model.json: network has other fields than this version knows"),
+        (network(width="2"), "model.json: network has other fields than this version knows"),
+        (network(num_classes=True), "model.json: network has other fields than this version knows"),
+        (network(network=None), "model.json: network has other fields than this version knows"),
+        (network(width=4096), "model.json is not a model card: width is 4096; it must be 1 to 512"),
+        (network(image_size=65), "model.json is not a model card: image_size is 65; it must be one of 28, 32, 64, 128"),
+        (
+            lambda card: card["files"][GENERATOR].update(path="/etc/passwd"),
+            "model.json: files has other fields than this version knows",
+        ),
+        (
+            lambda card: card["files"][GENERATOR].pop("bytes"),
+            "model.json: files has other fields than this version knows",
+        ),
+        (
+            lambda card: card["files"][GENERATOR].update(bytes="9"),
+            "model.json: files has other fields than this version knows",
+        ),
+        (
+            lambda card: card["files"][GENERATOR].update(bytes=MAX_WEIGHTS_BYTES + 1),
+            f"{GENERATOR}: {MAX_WEIGHTS_BYTES + 1} bytes; at most {MAX_WEIGHTS_BYTES} are read",
+        ),
+        (
+            lambda card: card["files"][GENERATOR].update(bytes=0),
+            f"{GENERATOR}: 0 bytes; at most {MAX_WEIGHTS_BYTES} are read",
+        ),
+        (update(classes=None), "model.json: 2 classes, but other names"),
+        (update(classes=["one"]), "model.json: 2 classes, but other names"),
+        (update(classes=["one", 2]), "model.json: 2 classes, but other names"),
+        (update(classes="ab"), "model.json: 2 classes, but other names"),
+    ],
+)
+def test_a_card_that_is_not_quite_one_is_refused_with_the_reason(
+    change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    assert refusal(with_card(packed(), change)) == message
+
+
+@pytest.mark.parametrize("classes", [[], ["one"]])
+def test_a_model_without_classes_has_no_class_names(classes: list[str]) -> None:
+    assert refusal(with_card(packed("dcgan"), update(classes=classes))) == "model.json: 0 classes, but other names"
+
+
+@pytest.mark.parametrize("card", [b"", b"{", b"[]", b"null", b"7", b'"x"', b"\xff\xfe\x00", b"[" * 100_000])
+def test_what_is_no_card_at_all_is_refused(card: bytes) -> None:
+    assert refusal({**packed(), CARD: card}).startswith("model.json is not a model card: ")
+
+
+def test_a_card_that_is_too_large_is_not_even_parsed() -> None:
+    card = packed()[CARD]
+    padded = card + b" " * (MAX_CARD_BYTES - len(card))
+    assert model_files.read_card(padded) == model_files.read_card(card)
+    with pytest.raises(ModelError) as caught:
+        model_files.read_card(padded + b" ")
+    assert str(caught.value) == f"model.json has {MAX_CARD_BYTES + 1} bytes; at most {MAX_CARD_BYTES} are read"

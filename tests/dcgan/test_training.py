@@ -1,0 +1,277 @@
+"""Training: a run that was interrupted is the run that was not, and what is exported is a function of the weights."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dcgan import latents, model_files
+from dcgan.arithmetic import Arithmetic
+from dcgan.losses import LOSSES
+from dcgan.networks import NetworkConfig
+from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
+
+FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat16)
+BATCH = 8
+NETWORKS = {
+    "dcgan": NetworkConfig(image_size=28, channels=1, width=4, z_dim=6),
+    "dcgan with classes": NetworkConfig(image_size=32, channels=3, width=2, z_dim=6, num_classes=3),
+    "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=6, num_classes=2),  # has dropout
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine threads that wait for each other take most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def start(kind: str = "dcgan", arithmetic: Arithmetic = FLOAT, seed: int = 3, **method: Any) -> Training:
+    return Training(NETWORKS[kind], MethodConfig(**method), arithmetic, seed)
+
+
+def batch(network: NetworkConfig, number: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(number)
+    shape = (BATCH, network.image_size, network.image_size, network.channels)
+    return rng.integers(0, 256, shape, np.uint8), rng.integers(0, max(1, network.num_classes), BATCH)
+
+
+def run(training: Training, steps: range) -> list[dict[str, float]]:
+    """The steps' scalars."""
+    results = [training.step(*batch(training.network, step), step * BATCH) for step in steps]
+    return [{name: value.item() for name, value in result.items()} for result in results]
+
+
+def saved(training: Training) -> bytes:
+    """The state as a checkpoint holds it."""
+    return model_files.to_bytes(training.state())
+
+
+@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_run_that_was_interrupted_is_the_run_that_was_not_bit_for_bit(kind: str, arithmetic: Arithmetic) -> None:
+    never_stopped = start(kind, arithmetic)
+    run(never_stopped, range(2))
+    checkpoint = saved(never_stopped)
+    expected, end = run(never_stopped, range(2, 5)), saved(never_stopped)
+
+    torch.manual_seed(999)  # another process, where other things have drawn
+    resumed = start(kind, arithmetic)
+    run(resumed, range(7, 8))  # whatever it did before is gone
+    resumed.load_state(model_files.from_bytes(checkpoint))
+    assert saved(resumed) == checkpoint
+    torch.rand(17)
+    assert run(resumed, range(2, 5)) == expected
+    assert saved(resumed) == end != checkpoint
+
+
+def test_loading_a_state_of_before_the_first_step_starts_anew() -> None:
+    first, second = start(seed=3), start(seed=4)
+    second.load_state(model_files.from_bytes(saved(first)))
+    second.seed = 3
+    assert run(second, range(2)) == run(first, range(2))
+
+
+def test_the_state_is_flat_named_tensors_that_move_with_every_step() -> None:
+    training = start("keras")
+    run(training, range(1))
+    before = model_files.from_bytes(saved(training))
+    run(training, range(1, 2))
+    after = model_files.from_bytes(saved(training))
+    assert {type(value) for value in training.state().values()} == {Tensor}
+    owners = {"generator", "discriminator", "average", "generator_adam", "discriminator_adam"}
+    assert {name.split(".")[0] for name in after} == owners
+    assert before.keys() == after.keys()
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    # the average's own batch statistics are never used: the export takes new ones
+    unmoved = {name for name in after if name not in moved and not name.startswith("average.layers")}
+    assert unmoved == set()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_seed_and_the_position_decide_a_step_and_nothing_drawn_elsewhere_does(kind: str) -> None:
+    results = []
+    for draws, seed, position in ((0, 3, 0), (1000, 3, 0), (0, 4, 0), (0, 3, BATCH)):
+        training = start(kind)
+        training.seed = seed
+        torch.rand(draws)
+        result = training.step(*batch(training.network, 0), position)
+        results.append((result["loss_d"].item(), result["loss_g"].item()))
+    assert results[0] == results[1]
+    assert len({*results}) == 3
+
+
+def test_a_state_of_other_networks_is_refused() -> None:
+    other = Training(NetworkConfig(image_size=28, channels=1, width=5, z_dim=6), MethodConfig(), FLOAT, 0)
+    for state in (start("dcgan with classes").state(), start("keras").state(), {}):
+        with pytest.raises(RuntimeError):
+            other.load_state(state)
+
+
+@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["dcgan", "dcgan with classes"])
+def test_an_export_is_in_eval_mode_deterministic_and_leaves_training_alone(kind: str, arithmetic: Arithmetic) -> None:
+    watched, alone = start(kind, arithmetic), start(kind, arithmetic)
+    run(watched, range(2))
+    run(alone, range(2))
+    before, exports = saved(watched), []
+    for draws in (0, 17):
+        torch.rand(draws)
+        networks = watched.export()
+        assert not any(module.training for network in networks for module in network.modules())
+        exports.append([model_files.to_bytes(network.state_dict()) for network in networks])
+    assert exports[0] == exports[1]
+    assert saved(watched) == before
+    assert watched.generator.training
+    assert watched.discriminator.training
+    assert run(watched, range(2, 4)) == run(alone, range(2, 4))
+    assert saved(watched) == saved(alone)
+    assert exports[0] == [model_files.to_bytes(network.state_dict()) for network in networks]  # copies
+
+
+def test_the_exported_generator_has_the_averaged_weights_and_batch_statistics_of_its_own() -> None:
+    training = start()
+    run(training, range(3))
+    generator, discriminator = training.export()
+    for name, value in generator.named_parameters():
+        assert torch.equal(value, dict(training.average.named_parameters())[name])
+        assert not torch.equal(value, dict(training.generator.named_parameters())[name])
+    for name, value in discriminator.state_dict().items():
+        assert torch.equal(value, training.discriminator.state_dict()[name])
+    means = {name: value for name, value in generator.named_buffers() if name.endswith("running_mean")}
+    assert means
+    for name, value in means.items():
+        assert not torch.allclose(value, dict(training.generator.named_buffers())[name])
+    with torch.no_grad():  # of many images: their mean is near what the statistics say
+        maps = generator.project(torch.randn(4000, 6, generator=torch.Generator().manual_seed(0)), None)
+    spread = maps.std((0, 2, 3))
+    assert ((maps.mean((0, 2, 3)) - means["layers.0.running_mean"]).abs() < 0.1 * spread).all()
+
+
+def test_the_average_follows_the_generator_with_a_memory_that_grows_to_its_setting() -> None:
+    training = start(ema=0.25, generator_lr=0.01)
+    name, weight = next(iter(training.generator.named_parameters()))
+    expected = weight.detach().clone().double()
+    for step, decay in enumerate((0.1, 2 / 11, 0.25, 0.25)):  # (1 + step) / (10 + step), at most 0.25
+        run(training, range(step, step + 1))
+        expected = decay * expected + (1 - decay) * weight.detach().double()
+        assert torch.allclose(dict(training.average.named_parameters())[name].double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["log", "hinge"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_few_steps_on_one_batch_lower_the_discriminators_loss(kind: str, loss: str) -> None:
+    training = start(kind, loss=loss, discriminator_lr=1e-3)
+    images, labels = batch(training.network, 0)
+    losses = [training.step(images, labels, 0)["loss_d"].item() for _ in range(12)]
+    assert np.mean(losses[-3:]) < 0.75 * losses[0]
+
+
+def test_a_frozen_discriminator_is_fooled_more_with_every_step_of_the_generator() -> None:
+    training = start(discriminator_lr=1e-12, generator_lr=2e-3)
+    z_BZ = torch.from_numpy(latents.normal(0, BATCH, 6, latents.TRAINING, 3))
+    logits = []
+    for _ in range(10):
+        training.step(*batch(training.network, 0), 0)
+        with torch.no_grad():
+            logits.append(training.discriminator(training.generator(z_BZ)).mean().item())
+    assert logits[-1] > logits[0] + 0.02
+
+
+@pytest.mark.parametrize("loss", ["log", "hinge"])
+@pytest.mark.parametrize("kind", ["dcgan", "dcgan with classes"])
+def test_a_steps_losses_are_those_of_its_images_labels_and_latents(kind: str, loss: str) -> None:
+    training = start(kind, loss=loss, label_smoothing=0.1)
+    run(training, range(1))
+    generator, discriminator = copy.deepcopy(training.generator), copy.deepcopy(training.discriminator)
+    images_BHWC, labels_B = batch(training.network, 1)
+    result = training.step(images_BHWC, labels_B, BATCH)
+
+    label_B = torch.from_numpy(labels_B) if training.network.num_classes else None
+    z_BZ = torch.from_numpy(latents.normal(BATCH, BATCH, 6, latents.TRAINING, 3))
+    with torch.no_grad():
+        fake_BCHW = generator(z_BZ, label_B)
+        real_B = discriminator(torch.from_numpy(images_BHWC).permute(0, 3, 1, 2) / 127.5 - 1, label_B)
+        fake_B = discriminator(fake_BCHW, label_B)
+        judged_B = training.discriminator(fake_BCHW, label_B)  # the updated one
+    expected = {
+        "loss_d": LOSSES[loss].discriminator(real_B, fake_B, 0.1).item(),
+        "loss_g": LOSSES[loss].generator(judged_B).item(),
+        "real_accuracy": (real_B > 0).float().mean().item(),
+        "fake_accuracy": (fake_B < 0).float().mean().item(),
+    }
+    assert {name: value.item() for name, value in result.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_a_step_moves_both_networks_and_leaves_no_gradient_switched_off() -> None:
+    training = start("dcgan with classes")
+    before = {name: value.detach().clone() for name, value in training.state().items()}
+    run(training, range(1))
+    for part in ("generator", "discriminator"):
+        network = getattr(training, part)
+        assert all(parameter.requires_grad for parameter in network.parameters())
+        moved = [not torch.equal(before[f"{part}.{name}"], value) for name, value in network.named_parameters()]
+        assert all(moved)
+
+
+@pytest.mark.parametrize("where", ["generator", "discriminator"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_weight_makes_a_loss_that_stops_the_run_with_its_values(where: str, bad: float) -> None:
+    training = start()
+    with torch.no_grad():
+        next(getattr(training, where).parameters()).fill_(bad)
+    (result,) = run(training, range(1))
+    with pytest.raises(NonFiniteError) as caught:
+        check_finite({name: result[name] for name in ("loss_d", "loss_g")}, BATCH)
+    assert str(caught.value) == "loss_d = nan, loss_g = nan after 8 images"
+
+
+def test_a_rate_that_is_far_too_high_is_found_out() -> None:
+    training = start(loss="hinge", generator_lr=1.0, discriminator_lr=1.0)
+    with torch.no_grad():
+        training.discriminator.head.weight.fill_(3e38)
+    losses = [value for result in run(training, range(5)) for value in (result["loss_d"], result["loss_g"])]
+    with pytest.raises(NonFiniteError, match=r" = (nan|-?inf)"):
+        check_finite({f"loss {n}": value for n, value in enumerate(losses)}, 5 * BATCH)
+
+
+@pytest.mark.parametrize(
+    ("scalars", "message"),
+    [
+        ({"loss_d": math.nan, "loss_g": 0.5}, "loss_d = nan after 640 images"),
+        ({"loss_d": 0.5, "loss_g": -math.inf}, "loss_g = -inf after 640 images"),
+        ({"loss_d": math.inf, "loss_g": math.nan}, "loss_d = inf, loss_g = nan after 640 images"),
+    ],
+)
+def test_only_what_is_not_finite_is_named(scalars: dict[str, float], message: str) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        check_finite(scalars, 640)
+    assert str(caught.value) == message
+    check_finite({"loss_d": 0.0, "loss_g": -1e30}, 640)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "wgan"}, "loss is 'wgan'; it must be one of log, hinge"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be 0.0 to 0.5"),
+        ({"label_smoothing": 0.6}, "label_smoothing is 0.6; it must be 0.0 to 0.5"),
+        ({"beta1": 1.0}, "beta1 is 1.0; it must be 0.0 to 0.999"),
+        ({"ema": 1.0}, "ema is 1.0; it must be 0.0 to 0.99999"),
+        ({"ema": math.nan}, "ema is nan; it must be 0.0 to 0.99999"),
+        ({"generator_lr": 0.0}, "generator_lr is 0.0; it must be above 0 and at most 1"),
+        ({"discriminator_lr": 1.5}, "discriminator_lr is 1.5; it must be above 0 and at most 1"),
+        ({"discriminator_lr": math.nan}, "discriminator_lr is nan; it must be above 0 and at most 1"),
+    ],
+)
+def test_a_method_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        MethodConfig(**changes)

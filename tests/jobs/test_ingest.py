@@ -1,0 +1,284 @@
+"""What people have, made into datasets: folders, zips, IDX files, and pictures of all kinds, good and bad."""
+
+import gzip
+import io
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import ingest, verify
+from jobs.settings import UsageError
+from pipelines import dataset, shards
+from pipelines.dataset import DatasetError, Index
+from pipelines.sources import SourceError
+from pipelines.storage import Folder
+
+BACKGROUND = (16, 32, 48)
+NOISE = 16  # pictures of the right size a class
+RNG_SEED = 5
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "PNG", **options)
+    return sink.getvalue()
+
+
+def noise(number: int) -> np.ndarray:
+    return np.random.default_rng([RNG_SEED, number]).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+def emoji() -> Image.Image:
+    """A red square on nothing, 64x64."""
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[16:48, 16:48] = (255, 0, 0, 255)
+    return Image.fromarray(pixels)
+
+
+def icon() -> Image.Image:
+    """A palette: the left half transparent, the right half green, 32x32."""
+    image = Image.new("P", (32, 32), 0)
+    image.putpalette([9, 9, 9, 0, 200, 0])
+    image.paste(1, (16, 0, 32, 32))
+    return image
+
+
+BAD = {
+    "cats/cut.png": png(Image.fromarray(noise(99)))[:700],
+    "dogs/empty.png": b"",
+    "dogs/text.png": b"hello, this is no picture",
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 32x32 noise, some of other kinds, three that are damaged, and what is not to be looked at."""
+    folder = tmp_path_factory.mktemp("pictures")
+    files = {f"{name}/{i:02d}.png": png(Image.fromarray(noise(i))) for i in range(NOISE) for name in ("cats", "dogs")}
+    files["cats/grey.png"] = png(Image.fromarray(noise(50)[:, :, 0]))
+    files["cats/emoji.png"] = png(emoji())
+    files["dogs/icon.png"] = png(icon(), transparency=0)
+    files["dogs/wide.webp"] = png(Image.fromarray(np.hstack([noise(51), noise(52)])))  # a PNG by content
+    files["dogs/notes.txt"] = b"not an image, by its name"
+    files["dogs/.hidden.png"] = b"never looked at"
+    for name, data in (files | BAD).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def take(source: Path, output: Path, **changes: Any) -> Index:
+    settings = {"image_size": 32, "channels": 3, "background": "#102030", "shard_size": 10, "workers": 1, **changes}
+    ingest.main(ingest.IngestSettings(source=str(source), output=str(output), **settings))
+    return dataset.open_sealed(Folder(str(output)))
+
+
+@pytest.fixture(scope="module")
+def taken(pictures: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures as a dataset. Not to be changed."""
+    output = tmp_path_factory.mktemp("taken") / "real"
+    take(pictures, output)
+    return output
+
+
+def pixels_by_source(output: Path) -> dict[str, tuple[int | None, np.ndarray]]:
+    """Label and pixels, as Pillow reads them, of each source."""
+    index = dataset.open_sealed(Folder(str(output)))
+    found = {}
+    for record in index.shards:
+        part = pq.read_table(output / record.part).to_pylist()
+        for row, sample in zip(part, shards.unpack((output / record.tar).read_bytes(), "here"), strict=True):
+            assert row["index"] == sample.index
+            found[row["source"]] = (sample.label, np.asarray(Image.open(io.BytesIO(sample.image))))
+    return found
+
+
+def test_a_folder_of_classes(taken: Path) -> None:
+    index = dataset.open_sealed(Folder(str(taken)))
+    assert index.classes == ["cats", "dogs"]
+    assert index.image_shape == (32, 32, 3)
+    found = pixels_by_source(taken)
+    good = {f"{name}/{i:02d}.png" for i in range(NOISE) for name in ("cats", "dogs")}
+    assert set(found) == good | {"cats/grey.png", "cats/emoji.png", "dogs/icon.png", "dogs/wide.webp"}
+    for source, (label, _) in found.items():
+        assert label == (0 if source.startswith("cats/") else 1)
+    for source in good:  # the right size keeps its pixels
+        assert np.array_equal(found[source][1], noise(int(source[5:7])))
+    assert np.array_equal(found["cats/grey.png"][1], noise(50)[:, :, :1].repeat(3, 2))
+
+
+def test_transparency_lies_over_the_background(taken: Path) -> None:
+    found = pixels_by_source(taken)
+    square = found["cats/emoji.png"][1]
+    assert square[0, 0].tolist() == square[31, 16].tolist() == list(BACKGROUND)
+    assert square[16, 16].tolist() == [255, 0, 0]
+    half = found["dogs/icon.png"][1]
+    assert (half[:, :16] == BACKGROUND).all()
+    assert (half[:, 16:] == (0, 200, 0)).all()
+    assert np.array_equal(found["dogs/wide.webp"][1], np.hstack([noise(51), noise(52)])[:, 16:48])  # the middle
+
+
+def test_damaged_files_leave_their_index_empty(taken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = dataset.open_sealed(Folder(str(taken)))
+    count = 2 * NOISE + 4 + len(BAD)
+    assert index.identity["count"] == count
+    assert index.samples == count - len(BAD)
+    rejects = {row["source"]: row for row in pq.read_table(taken / "rejects.parquet").to_pylist()}
+    assert {source: row["reason"].split(":")[0] for source, row in rejects.items()} == {
+        "cats/cut.png": "damaged",
+        "dogs/empty.png": "empty",
+        "dogs/text.png": "not an image",
+    }
+    rows = [row for part in sorted((taken / "manifest").iterdir()) for row in pq.read_table(part).to_pylist()]
+    empty = {row["index"] for row in rejects.values()}
+    assert sorted([row["index"] for row in rows]) == [i for i in range(count) if i not in empty]
+    assert rejects.keys().isdisjoint(row["source"] for row in rows)
+    verify.main(verify.VerifySettings(dataset=str(taken), workers=1))
+    assert f"verify: {taken}: 36 images in 4 shards, every byte as sealed" in capsys.readouterr().out
+
+
+def test_what_was_not_taken_is_told(
+    taken: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And two workers make what one makes: tars, parts and root."""
+    index = take(pictures, tmp_path / "two", workers=2)
+    assert index.root == dataset.open_sealed(Folder(str(taken))).root
+    for kind in ("shards", "manifest"):
+        for file in sorted((taken / kind).iterdir()):
+            assert (tmp_path / "two" / kind / file.name).read_bytes() == file.read_bytes()
+    out = capsys.readouterr().out
+    for reason in ("damaged", "empty", "not an image"):
+        where = f"(each with its source in {tmp_path}/two/rejects.parquet)"
+        assert f"ingest: 1 not taken: {reason} {where}\n" in out
+
+
+def test_a_zip_gives_the_same_shards(taken: Path, pictures: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in sorted(pictures.rglob("*"), reverse=True):
+            target.write(path, path.relative_to(pictures))
+        target.writestr("__MACOSX/cats/._00.png", b"what macOS adds")
+    index = take(archive, tmp_path / "real")
+    assert index.shards == dataset.open_sealed(Folder(str(taken))).shards
+    assert index.classes == ["cats", "dogs"]
+
+
+def test_again_is_nothing_to_do(taken: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in taken.rglob("*")}
+    take(pictures, taken, workers=2)
+    assert f"ingest: {taken} is complete and sealed; nothing to do\n" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in taken.rglob("*")} == before
+
+
+def test_changed_source_is_refused(taken: Path, pictures: Path, tmp_path: Path) -> None:
+    grown, changed = tmp_path / "grown", tmp_path / "changed"
+    for folder in (grown, changed):
+        shutil.copytree(pictures, folder)
+    (grown / "dogs" / "new.png").write_bytes(png(Image.fromarray(noise(7))))
+    (changed / "dogs" / "text.png").write_bytes(b"hello again, this is still no picture")
+    digest = dataset.open_sealed(Folder(str(taken))).identity["source"]
+    with pytest.raises(DatasetError) as error:
+        take(grown, taken)
+    assert str(error.value) == (
+        f"{taken}: begun with count = 39, this run has 40; use the same settings to go on, or another --output"
+    )
+    with pytest.raises(DatasetError) as error:
+        take(changed, taken)
+    assert str(error.value).startswith(f'{taken}: begun with source = "{digest}", this run has "')
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "before", "now"),
+    [
+        ({"shard_size": 5}, "shard_size", "10", "5"),
+        ({"seed": 1}, "seed", "0", "1"),
+        ({"image_size": 64}, "image_size", "32", "64"),
+        ({"channels": 1}, "channels", "3", "1"),
+        ({"resize": "pad"}, "image.resize", '"crop"', '"pad"'),
+        ({"background": "white"}, "image.background", "[16, 32, 48]", "[255, 255, 255]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_changed_setting_is_refused(
+    taken: Path, pictures: Path, change: dict[str, Any], field: str, before: str, now: str
+) -> None:
+    with pytest.raises(DatasetError) as error:
+        take(pictures, taken, **change)
+    assert str(error.value) == (
+        f"{taken}: begun with {field} = {before}, this run has {now}; "
+        "use the same settings to go on, or another --output"
+    )
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MNIST's four files with 40 and 12 images of noise; the training files packed."""
+    folder = tmp_path_factory.mktemp("mnist")
+    for prefix, count in (("train", 40), ("t10k", 12)):
+        pixels_NHW, labels_N = idx_content(count)
+        images = struct.pack(">IIII", 2051, count, 28, 28) + pixels_NHW.tobytes()
+        labels = struct.pack(">II", 2049, count) + labels_N.tobytes()
+        for name, data in (("images-idx3", images), ("labels-idx1", labels)):
+            if prefix == "train":
+                (folder / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(data))
+            else:
+                (folder / f"{prefix}-{name}-ubyte").write_bytes(data)
+    return folder
+
+
+def idx_content(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, 28, 28), np.uint8), (np.arange(count) % 10).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("split", "count", "prefix"), [("train", 40, "train"), ("test", 12, "t10k")])
+def test_idx_files(mnist: Path, local_ray: None, tmp_path: Path, split: str, count: int, prefix: str) -> None:
+    index = take(mnist, tmp_path / "real", split=split, image_size=None, channels=None)
+    assert index.image_shape == (28, 28, 1)
+    assert index.samples == count
+    assert index.classes == [str(digit) for digit in range(10)]
+    pixels_NHW, labels_N = idx_content(count)
+    found = pixels_by_source(tmp_path / "real")
+    for item in range(count):
+        label, pixels = found[f"{prefix}-images-idx3-ubyte#{item}"]
+        assert label == labels_N[item]
+        assert np.array_equal(pixels, pixels_NHW[item])
+
+
+def test_sources_that_are_refused(mnist: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as error:
+        take(mnist, tmp_path / "real")
+    assert str(error.value) == f"{mnist}: holds the splits train, test; say which with --split"
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("hello")
+    with pytest.raises(SourceError) as error:
+        take(tmp_path / "text", tmp_path / "real")
+    assert str(error.value) == (
+        f"{tmp_path}/text: no images here (looked for .png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff and IDX "
+        "files); check --source"
+    )
+    (tmp_path / "a.zip").write_bytes(b"hello")
+    with pytest.raises(SourceError) as error:
+        take(tmp_path / "a.zip", tmp_path / "real")
+    assert str(error.value) == f"{tmp_path}/a.zip: not a zip file: File is not a zip file"
+    assert not (tmp_path / "real").exists()
+
+
+def test_no_image_that_can_be_taken_is_refused(local_ray: None, tmp_path: Path) -> None:
+    source = tmp_path / "bad"
+    source.mkdir()
+    for name in ("a.png", "b.png"):
+        (source / name).write_bytes(b"")
+    with pytest.raises(UsageError) as error:
+        take(source, tmp_path / "real")
+    assert str(error.value) == (
+        f"{tmp_path}/real: none of 2 images could be taken; a.png: empty; check --source, and use another --output"
+    )

@@ -1,0 +1,234 @@
+"""A user's mistake: one line that says what, which value, where and what to do, and status 2."""
+
+import os
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from jobs import generate, ingest, train, verify
+from jobs.settings import JobSettings, UsageError, load
+
+Job = Callable[..., CompletedProcess[str]]
+COMMANDS: dict[str, type[JobSettings]] = {
+    "ingest": ingest.IngestSettings,
+    "train": train.TrainSettings,
+    "generate": generate.GenerateSettings,
+    "verify": verify.VerifySettings,
+}
+
+
+def refused(done: CompletedProcess[str]) -> str:
+    """The one line of a command that ended with status 2."""
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("generate --cuont 5", "generate: error: unknown flag --cuont; did you mean --count?"),
+        ("generate --count 0", "generate: error: --count 0: must be greater than or equal to 1"),
+        ("train --config {tmp}/c.toml", "train: error: {tmp}/c.toml: unknown setting 'imagse'; did you mean images?"),
+        ("verify --dataset {tmp}", "verify: error: {tmp}: no dataset here (dataset.json is missing); check the URL"),
+        (
+            "generate --model {tmp} --count 5",
+            "generate: error: {tmp}: neither a model (model.json) nor a run (best.json) is here; "
+            "check the URL, or train first",
+        ),
+        (
+            "train --data {digits} --run {tmp}/run --recipe dcgan64",
+            "train: error: recipe dcgan64 is for 64x64x3, but {digits} holds 28x28x1; use another --recipe (dcgan64 "
+            "for 64x64x3), --image-size 28 --channels 1, or ingest again with --image-size 64 --channels 3",
+        ),
+        (
+            "train --data {digits} --run {tmp}/run --workers 8",
+            "train: error: too few shards: 5 shards and a batch of 64 make 4 streams, which 8 workers cannot share; "
+            "use --workers 1, 2, 4, or ingest with a smaller --shard-size",
+        ),
+        (
+            "ingest --source digits --output {digits} --shard-size 500",
+            "ingest: error: {digits}: begun with shard_size = 1000, this run has 500; "
+            "use the same settings to go on, or another --output",
+        ),
+    ],
+)
+def test_one_line_and_status_2(command: str, answer: str, digits: Path, tmp_path: Path, job: Job) -> None:
+    (tmp_path / "c.toml").write_text("imagse = 5\n")
+    flags = command.format(tmp=tmp_path, digits=digits).split()
+    assert refused(job(*flags)) == answer.format(tmp=tmp_path, digits=digits)
+
+
+@pytest.fixture
+def strict(s3: str, s3_server: str) -> Iterator[str]:
+    """A bucket on a server that checks keys and policies, as moto does when it is told to."""
+    _check_keys_after(s3_server, "0")
+    yield s3
+    _check_keys_after(s3_server, "inf")
+
+
+def _check_keys_after(server: str, requests: str) -> None:
+    order = urllib.request.Request(
+        f"{server}/moto-api/reset-auth", requests.encode(), {"Content-Type": "text/plain"}, method="POST"
+    )
+    with urllib.request.urlopen(order) as answer:
+        assert answer.status == 200
+
+
+def test_bucket_that_does_not_exist(s3: str, job: Job) -> None:
+    line = refused(job("ingest", "--source", "digits", "--output", f"{s3}-not/real"))
+    assert line == (
+        f"ingest: error: {s3}-not/real/dataset.json: the bucket does not exist; "
+        "create it, or check the name and AWS_ENDPOINT_URL"
+    )
+
+
+def test_refused_credentials(strict: str, job: Job) -> None:
+    """Reads begin with a HEAD, whose answer has no words in it; writes are told what is wrong."""
+    line = refused(job("verify", "--dataset", f"{strict}/real"))
+    assert line == (
+        f"verify: error: {strict}/real/dataset.json: permission denied; "
+        "check the credentials in the environment, and what they may do"
+    )
+    line = refused(job("ingest", "--source", "digits", "--output", f"{strict}/real"))
+    assert line == (
+        f"ingest: error: {strict}/real/dataset.json: the store does not know this access key; check AWS_ACCESS_KEY_ID"
+    )
+
+
+def test_no_credentials(s3: str, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    nowhere = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}  # no ~/.aws, no instance role
+    line = refused(job("verify", "--dataset", f"{s3}/real", env=nowhere))
+    assert line == (
+        f"verify: error: {s3}/real/dataset.json: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
+def test_endpoint_that_is_none(s3: str, job: Job) -> None:
+    line = refused(job("verify", "--dataset", f"{s3}/real", env={"AWS_ENDPOINT_URL": "localhost:9000"}))
+    assert line == "verify: error: AWS_ENDPOINT_URL is localhost:9000: not a URL; write http://localhost:9000"
+
+
+@pytest.mark.long
+def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
+    line = refused(job("verify", "--dataset", f"{s3}/real", env={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}))
+    url = f"{s3}/real/dataset.json"
+    assert line == (
+        f'verify: error: {url}: Could not connect to the endpoint URL: "http://127.0.0.1:9/{url.removeprefix("s3://")}"'
+        "; check AWS_ENDPOINT_URL and the network"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("generate", "--count is required; see --help"),
+        ("generate --count", "argument --count: expected one argument"),
+        ("generate --count 1.5", "--count 1.5: must be a whole number, as 1000 or 1e3"),
+        ("generate --count -3", "--count -3: must be greater than or equal to 1"),
+        ("generate --count many", "--count many: must be a whole number, as 1000 or 1e3"),
+        ("generate --count 1e-2", "--count 1e-2: must be a whole number, as 1000 or 1e3"),
+        ("generate --count 1e13", "--count 10000000000000: must be less than or equal to 1000000000000"),
+        ("generate --count 5 --shard-siez 5", "unknown flag --shard-siez; did you mean --shard-size?"),
+        ("generate --count 5 --shard", "unknown flag --shard; did you mean --shard-size?"),
+        ("generate --count 5 --zzz", "unknown flag --zzz; see --help"),
+        ("generate --count 5 --precision fp8", "--precision fp8: must be 'auto', 'fp32' or 'bf16'"),
+        ("generate --count 5 --gpus-per-worker 0", "--gpus-per-worker 0: must be greater than 0"),
+        ("generate --count 5 --model ftp://a/b", "--model: ftp://a/b: scheme 'ftp' is not one of file, s3, gs, az"),
+        ("generate --count 5 --root s3://", "--root: s3://: no bucket; write s3://bucket/prefix"),
+        (
+            "generate --count 5 --output s3://key:secret@bucket/x",
+            "--output: s3://bucket...: no credentials or options in a URL; set them in the environment",
+        ),
+        (
+            "ingest --source s3://key:secret@bucket/x",
+            "--source: s3://bucket...: no credentials or options in a URL; set them in the environment",
+        ),
+        ("ingest --source x --background whit", "--background whit: no colour 'whit'; write a CSS name or #rrggbb"),
+        ("ingest --source x --split tets", "--split tets: must be 'train' or 'test'"),
+        ("train --recipe digits", "--recipe digits: there is dcgan64, digits28, keras28; or give a TOML file"),
+        ("train --recipe {tmp}/no.toml", "{tmp}/no.toml: cannot be read: No such file or directory"),
+        ("train --batch-size 1", "--batch-size 1: must be greater than or equal to 2"),
+        ("train --config {tmp}/text.toml", "{tmp}/text.toml: width wide: must be a whole number, as 1000 or 1e3"),
+        ("train --config {tmp}/true.toml", "{tmp}/true.toml: images True: must be a whole number, as 1000 or 1e3"),
+        ("train --config {tmp}/table.toml", "{tmp}/table.toml: unknown setting 'x'; see --help"),
+        ("train --config {tmp}/broken.toml", "{tmp}/broken.toml: cannot be read: Invalid value (at line 1, column 10)"),
+    ],
+)
+def test_settings_that_are_refused(command: str, answer: str, tmp_path: Path) -> None:
+    """load() raises what the commands print behind `NAME: error: `."""
+    files = {"text": 'width = "wide"', "true": "images = true", "table": "[x]\nimages = 1", "broken": "images = \n"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    name, *flags = command.format(tmp=tmp_path).split()
+    with pytest.raises(UsageError) as error:
+        load(COMMANDS[name], flags)
+    assert str(error.value) == answer.format(tmp=tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1e6", "1E6", "1.0e6", "1000000", "1_000_000", "+1e+6"])
+def test_numbers_may_be_written_so(value: str) -> None:
+    assert load(generate.GenerateSettings, ["--count", value]).count == 1_000_000
+
+
+def test_what_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags, environment, --config, recipe, defaults."""
+    config = tmp_path / "c.toml"
+
+    def images(*flags: str) -> int:
+        return load(train.TrainSettings, ["--recipe", "keras28", *flags]).images
+
+    assert load(train.TrainSettings, []).images == 300_000
+    assert images() == 128_000
+    config.write_text("images = 1e5\n")
+    assert images("--config", str(config)) == 100_000
+    monkeypatch.setenv("GANMILL_IMAGES", "5e4")
+    assert images("--config", str(config)) == 50_000
+    assert images("--config", str(config), "--images", "700") == 700
+    monkeypatch.setenv("GANMILL_IMAGES", "")  # as good as unset
+    monkeypatch.setenv("GANMILL_CONFIG", str(config))
+    assert images() == 100_000
+    monkeypatch.setenv("GANMILL_IMAGES", "few")
+    with pytest.raises(UsageError) as error:
+        images()
+    assert str(error.value) == "GANMILL_IMAGES few: must be a whole number, as 1000 or 1e3"
+
+
+@pytest.mark.parametrize(
+    ("root", "under"), [("/big/root", "/big/root"), ("s3://bucket/a/", "s3://bucket/a"), ("file:///r", "/r")]
+)
+def test_root_decides_the_defaults(root: str, under: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(name: str, *flags: str) -> dict[str, Any]:
+        return load(COMMANDS[name], list(flags)).describe()
+
+    monkeypatch.setenv("GANMILL_ROOT", root)
+    assert found("ingest", "--source", "digits")["output"] == f"{under}/real"
+    made = found("train")
+    assert (made["data"], made["run"]) == (f"{under}/real", f"{under}/run")
+    made = found("generate", "--count", "5", "--model", "elsewhere")
+    assert (made["model"], made["output"]) == (f"{os.getcwd()}/elsewhere", f"{under}/synthetic")
+    assert found("verify")["dataset"] == f"{under}/synthetic"
+    assert found("verify", "--root", "/other")["dataset"] == "/other/synthetic"
+
+
+def test_a_submitted_job_refuses_relative_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's job supervisor sets the variable for its entrypoints."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    why = (
+        "a relative path would vanish with the submitted job's working directory; set GANMILL_ROOT or --root to a "
+        "URL, or to an absolute path that every node can reach"
+    )
+    with pytest.raises(UsageError) as error:
+        load(generate.GenerateSettings, ["--count", "5"])
+    assert str(error.value) == f"--root ganmill-data: {why}"
+    monkeypatch.setenv("GANMILL_ROOT", "/shared")
+    with pytest.raises(UsageError) as error:
+        load(generate.GenerateSettings, ["--count", "5", "--output", "here"])
+    assert str(error.value) == f"--output here: {why}"
+    assert load(generate.GenerateSettings, ["--count", "5"]).output == "/shared/synthetic"

@@ -1,0 +1,196 @@
+"""Training runs: what they leave behind, how they go on, and when they refuse to."""
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from jobs import generate, ingest, models, runs, train
+from jobs.settings import LostWorkError, UsageError
+from pipelines.storage import Folder
+
+Train = Callable[..., None]
+FIRST, LAST = "checkpoints/000000001280", "checkpoints/000000002560"
+
+
+@pytest.fixture
+def again(digits: Path, digits_run: Path, tmp_path: Path) -> tuple[Path, Train]:
+    """A copy of digits_run, and its command with some settings changed."""
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    begun: dict[str, Any] = {
+        **train.TrainSettings.preset({"recipe": "digits28"}),
+        **{"width": 16, "metric_images": 200, "data": str(digits), "run": str(run)},
+        **{"images": 2560, "tick": 1280, "workers": 2},
+    }
+    return run, lambda **changes: train.main(train.TrainSettings(**{**begun, **changes}))
+
+
+def ticks(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_leaves(digits_run: Path) -> None:
+    """Two DDP workers, two ticks."""
+    identity = json.loads((digits_run / "run.json").read_text())["identity"]
+    assert identity["network"] == {
+        **{"network": "dcgan", "image_size": 28, "channels": 1, "width": 16, "z_dim": 100, "num_classes": 10}
+    }
+    stats = ticks(digits_run)
+    assert [tick["images"] for tick in stats] == [1280, 2560]
+    for tick in stats:
+        for name in ("loss_d", "loss_g", "real_accuracy", "fake_accuracy", "images_per_second", "data_wait_share"):
+            assert np.isfinite(tick[name])
+    assert names(digits_run / "grids") == ["000000001280.png", "000000002560.png"]
+    for picture in ("reals.png", "grids/000000001280.png", "grids/000000002560.png"):
+        assert Image.open(digits_run / picture).size == ((10 * 30 + 2) * 2, (10 * 30 + 2) * 2)  # ten rows of ten
+    assert names(digits_run / "checkpoints") == ["000000001280", "000000002560"]
+    best = json.loads((digits_run / "best.json").read_text())
+    assert best["metric"] == "kernel_distance"
+    assert best["value"] == min(tick["kernel_distance"] for tick in stats)
+    assert best["model"] == f"models/{best['images']:012d}"
+    model, digest = models.load(models.resolve(Folder(str(digits_run))))
+    assert model.classes == [str(digit) for digit in range(10)]
+    assert model.provenance["data"] == identity["data"]
+    assert len(digest) == 64
+    [curves] = (digits_run / "tensorboard").iterdir()
+    assert curves.name.startswith("events.out.tfevents.")
+    assert list(Path(tempfile.gettempdir()).glob(f"ganmill-tensorboard-*/{curves.name}")) == []
+
+
+def test_interrupted_equals_uninterrupted_and_keep(
+    digits_run: Path, again: tuple[Path, Train], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The newest checkpoint is cut short: the run goes back to the one before, and comes by the same tensors again."""
+    run, go_on = again
+    state = run / LAST / "state.safetensors"
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+
+    go_on(images=3840, keep=2)
+
+    out, err = capsys.readouterr()
+    assert f"train: {run}/{LAST} is damaged (its bytes are not those that were saved); trying the one before\n" in err
+    assert "going on after 1,280 images" in out
+    assert names(run / "checkpoints") == ["000000002560", "000000003840"]
+    before, after = load_file(digits_run / LAST / "state.safetensors"), load_file(state)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert state.read_bytes() == whole
+    stats = ticks(run)
+    assert [tick["images"] for tick in stats] == [1280, 2560, 3840]
+    timed = ("images_per_second", "data_wait_share")
+    for mine, theirs in zip(stats[:2], ticks(digits_run), strict=True):
+        assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
+    first, second = (folder / "grids" / "000000002560.png" for folder in (digits_run, run))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_finished_run_has_nothing_to_do(again: tuple[Path, Train], capsys: pytest.CaptureFixture[str]) -> None:
+    run, go_on = again
+    go_on(images=2560)  # the report is written anew, to the same words
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    go_on(images=2000)
+    assert f"train: {run} has seen 2,560 images already; nothing to do (more: --images)" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_no_whole_checkpoint_is_refused(again: tuple[Path, Train]) -> None:
+    run, go_on = again
+    (run / FIRST / "checkpoint.json").write_text("{")
+    (run / LAST / "state.safetensors").unlink()
+    with pytest.raises(UsageError) as error:
+        go_on(images=3840)
+    assert str(error.value) == f"{run}: none of its 2 checkpoints is whole; use another --run to start anew"
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "before", "now"),
+    [
+        ({"width": 8}, "network.width", "16", "8"),
+        ({"conditional": False}, "network.num_classes", "10", "0"),
+        ({"generator_lr": 1e-3}, "method.generator_lr", "0.0005", "0.001"),
+        ({"batch_size": 32}, "batch", "64", "32"),
+        ({"shuffle": 100}, "shuffle", "16384", "100"),
+        ({"seed": 1}, "seed", "0", "1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_changed_setting_is_refused(
+    again: tuple[Path, Train], change: dict[str, Any], field: str, before: str, now: str
+) -> None:
+    run, go_on = again
+    with pytest.raises(UsageError) as error:
+        go_on(**change)
+    assert str(error.value) == (
+        f"{run}: begun with {field} = {before}, this run has {now}; use the same settings to go on, or another --run "
+        "(only --images, --workers, --tick, --keep and where things run may change)"
+    )
+
+
+def test_recipe_for_other_images_is_refused(again: tuple[Path, Train], digits: Path) -> None:
+    _, go_on = again
+    with pytest.raises(UsageError) as error:
+        go_on(recipe="dcgan64", image_size=64, channels=3)
+    assert str(error.value) == (
+        f"recipe dcgan64 is for 64x64x3, but {digits} holds 28x28x1; use another --recipe (dcgan64 for 64x64x3), "
+        "--image-size 28 --channels 1, or ingest again with --image-size 64 --channels 3"
+    )
+
+
+def test_loss_that_is_not_finite_stops_the_run(again: tuple[Path, Train]) -> None:
+    """No learning rate that is allowed gets there within hundreds of steps; weights near float32's end do at once."""
+    run, go_on = again
+    state = load_file(run / LAST / "state.safetensors")
+    state["discriminator.head.weight"].mul_(1e38)
+    runs.save(Folder(str(run)), 2560, state, keep=2)
+    with pytest.raises(LostWorkError) as error:
+        go_on(images=3840)
+    text = str(error.value)
+    assert text.startswith("step 41: loss_d = "), text
+    assert text.endswith(f" after 2624 images; last good checkpoint: 2,560 images in {run}"), text
+    assert names(run / "checkpoints") == ["000000001280", "000000002560"]
+    assert [tick["images"] for tick in ticks(run)] == [1280, 2560]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["keras28", "dcgan64"])
+def test_recipes_train_and_generate(recipe: str, digits: Path, tmp_path: Path) -> None:
+    """Two steps each on a fitting dataset, then eight images."""
+    data, run, output = digits, tmp_path / "run", tmp_path / "synthetic"
+    small: dict[str, Any] = {"width": 8, "batch_size": 16, "metric_images": 100, "images": 32, "workers": 2}
+    if recipe == "dcgan64":
+        data = tmp_path / "real"
+        ingest.main(
+            ingest.IngestSettings(
+                source=str(idx(tmp_path / "idx", 200)), split="train", output=str(data), image_size=64, channels=3,
+                shard_size=50,
+            )
+        )  # fmt: skip
+    settings = {**train.TrainSettings.preset({"recipe": recipe}), **small, "recipe": recipe}
+    train.main(train.TrainSettings(**settings, data=str(data), run=str(run)))
+    assert [tick["images"] for tick in ticks(run)] == [32]
+    generate.main(generate.GenerateSettings(model=str(run), output=str(output), count=8, shard_size=8))
+    assert len(names(output / "shards")) == 1
+
+
+def idx(folder: Path, count: int) -> Path:
+    """MNIST's format: images and labels of noise."""
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
+    (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + bytes(count))
+    return folder
