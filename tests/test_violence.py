@@ -33,14 +33,12 @@ from pipelines.storage import Folder, StorageError
 from tests.conftest import ROOT
 from tests.faults import KINDS, FaultyProxy
 
-pytestmark = pytest.mark.long  # many clusters, killed again and again: minutes, on two cores
-
 SHARDS, SHARD_SIZE = 20, 150
 COUNT = SHARDS * SHARD_SIZE
 BATCH = 1  # slow, so that there are moments to kill in: a shard takes 0.1 to 0.2 s
 FLAGS = ("--count", COUNT, "--shard-size", SHARD_SIZE, "--batch-size", BATCH)
 # Shares of all requests, of which there are some hundreds; `cut` is a share of the GETs.
-RATES = {"slow_down": 0.04, "reset": 0.04, "stall": 0.03, "late_error": 0.04, "late_reset": 0.04, "cut": 0.1}
+RATES = {"slow_down": 0.02, "reset": 0.02, "stall": 0.02, "late_error": 0.02, "late_reset": 0.02, "cut": 0.06}
 
 
 def until(condition: Callable[[], bool], what: str, within_s: float = 120.0) -> None:
@@ -280,45 +278,42 @@ def test_every_call_outlasts_a_storage_that_fails_four_times_running(kind: str, 
     assert folder.read("written") == folder.read("created") == data
 
 
-def test_storage_that_says_nothing_is_asked_again_after_twenty_seconds(proxy: FaultyProxy, s3: str) -> None:
-    folder = Folder(f"{s3}/out")
-    folder.write("old", b"content")
-    folder.write("listed/one", b"content")
-    fail_first(proxy, "stall", 1)
-    proxy.where = lambda method, path, once=proxy.where: method != "HEAD" and once(method, path)
-    proxy.stall_s = 100.0
-    started = time.monotonic()
-    with ThreadPoolExecutor(3) as callers:
-        answers = [
-            callers.submit(folder.read, "old"),
-            callers.submit(folder.write, "new", b"content"),
-            callers.submit(folder.list, "listed"),
-        ]
-        assert [answer.result() for answer in answers] == [b"content", None, {"one": 7}]
-    assert proxy.counts["stall"] == 3
-    assert 19 < time.monotonic() - started < 50
-
-
-def test_storage_that_never_comes_back_is_given_up_in_bounded_time_and_not_taken_for_empty(
+def test_storage_that_says_nothing_is_asked_again_and_one_that_never_comes_back_is_given_up_not_taken_for_empty(
     s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = time.monotonic()
     with ExitStack() as proxies, ThreadPoolExecutor(16) as callers:
-        calls = []
-        for kind in ("slow_down", "reset", "late_error", "cut"):
-            proxy = proxies.enter_context(FaultyProxy(s3_server))
+
+        def behind(kind: str) -> tuple[Folder, FaultyProxy]:
+            proxy = proxies.enter_context(FaultyProxy(s3_server, stall_s=100.0))
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
             S3FileSystem.clear_instance_cache()
             folder = Folder(f"{s3}/{kind}")
             folder.write("old", bytes(1000))  # now it has its connections
             proxy.kinds = {kind: 1.0}
-            calls += [callers.submit(folder.read, "old"), callers.submit(folder.list)]
-            calls += [callers.submit(folder.exists, "old")] if kind != "cut" else []
-        for call in calls:
+            return folder, proxy
+
+        silent, proxy = behind("stall")
+        fail_first(proxy, "stall", 1)
+        proxy.where = lambda method, path, once=proxy.where: method != "HEAD" and once(method, path)
+        heard = [
+            callers.submit(silent.read, "old"),
+            callers.submit(silent.write, "new", b""),
+            callers.submit(silent.list),
+        ]
+        lost = []
+        for kind in ("slow_down", "reset", "late_error", "cut"):
+            folder, _ = behind(kind)
+            lost += [callers.submit(folder.read, "old"), callers.submit(folder.list)]
+            lost += [callers.submit(folder.exists, "old")] if kind != "cut" else []
+        for call in lost:
             with pytest.raises(OSError, match=r"gave up after 6 attempts|check AWS_ENDPOINT_URL"):
                 call.result()
+        assert [call.result() for call in heard[:2]] == [bytes(1000), None]
+        assert heard[2].result()["old"] == 1000
+        assert proxy.counts == {"stall": 3}
     S3FileSystem.clear_instance_cache()
-    assert time.monotonic() - started < 60
+    assert 19 < time.monotonic() - started < 60  # read_timeout is 20 s
 
 
 def test_refused_credentials_are_final_at_the_first_answer(proxy: FaultyProxy, s3: str) -> None:
@@ -350,14 +345,14 @@ def test_a_local_write_outlasts_another_run_that_sweeps_its_temporary_file(tmp_p
 
     swept = 0
     with ThreadPoolExecutor(1) as threads:
-        for number in range(20):
+        for number in range(10, 16):
             written = threading.Event()
             sweeping = threads.submit(sweep, written)
-            writer.write("shards/000000.tar", b"%d" % number * 100_000)
+            writer.write("shards/000000.tar", b"%d" % number * 5_000_000)  # some 10 ms
             written.set()
             swept += sweeping.result()
     assert swept > 0
-    assert (shards / "000000.tar").read_bytes() == b"19" * 100_000
+    assert (shards / "000000.tar").read_bytes() == b"15" * 5_000_000
     assert [file.name for file in shards.iterdir()] == ["000000.tar"]
 
 
@@ -374,13 +369,9 @@ def begun(undisturbed: Path, folder: Path, shards: range = range(SHARDS)) -> Non
         (folder / f"manifest/{shard:06d}.parquet").unlink()
 
 
-def only_the_claim(folder: Path) -> None:
+def the_claim_and_half_a_model(folder: Path) -> None:
     for name in ("shards", "manifest", "model"):
         shutil.rmtree(folder / name)
-
-
-def half_a_model(folder: Path) -> None:
-    only_the_claim(folder)
     (folder / "model").mkdir()
     (folder / "model" / ".generator.safetensors.0123456789ab.tmp").write_bytes(bytes(999))
 
@@ -441,8 +432,7 @@ class TestLeftovers:
     @pytest.mark.parametrize(
         "crash",
         [
-            only_the_claim,
-            half_a_model,
+            the_claim_and_half_a_model,
             every_step_of_a_commit,
             parts_without_a_seal,
             half_a_seal,
@@ -483,7 +473,7 @@ class TestLeftovers:
         make(model, shorter, COUNT - 75)
         assert Output(shorter).contents() != expected
 
-        for steps in range(4):
+        for steps in (1, 2, 3):
             folder = tmp_path / f"crashed{steps}"
             shutil.copytree(shorter, folder)
             if steps >= 1:
@@ -572,16 +562,13 @@ class TestOneCluster:
         assert run.error().endswith("What is finished stays; the same command does the rest")
         assert "Traceback" not in run.log()
         assert undone > 0
-
-        run = start(output)
-        run.wait()
-        assert output.contents() == expected
+        assert all(output.read(f"manifest/{name}") == expected[f"manifest/{name}"] for name in output.names("manifest"))
 
 
 # --- A store that fails, with a Ray of the command's own: its workers have its environment ---
 
 
-@pytest.mark.parametrize("kills", [0, 1])
+@pytest.mark.parametrize("kills", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_failing_store_leaves_the_same_bytes_even_if_the_driver_is_killed_too(
     kills: int, proxy: FaultyProxy, bucket: Output, start: Start, expected: dict[str, bytes]
 ) -> None:
@@ -654,7 +641,9 @@ def test_a_cluster_that_is_stopped_ends_the_job_with_one_line_and_a_new_one_goes
     assert output.contents() == expected
 
 
-@pytest.mark.parametrize("moments", [1, pytest.param(6, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+@pytest.mark.long  # for every start a Ray of its own; on S3 the test above is this one's short form
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("moments", [1, 6])
 def test_a_machine_that_loses_power_at_random_moments_leaves_the_same_bytes(
     moments: int, output: Output, start: Start, expected: dict[str, bytes]
 ) -> None:
