@@ -73,6 +73,11 @@ class Output:
             return body
         return Path(self.url, name).read_bytes()
 
+    def leave(self, name: str, data: bytes) -> None:
+        """Put an object there, as a crash would have left it."""
+        assert self._bucket is not None
+        self._bucket.put_object(Key=f"out/{name}", Body=data)
+
     def written(self) -> dict[str, object]:
         """Something of each tar and part that changes when it is written again."""
         if self._bucket is not None:
@@ -314,6 +319,22 @@ def test_storage_that_says_nothing_is_asked_again_and_one_that_never_comes_back_
         assert proxy.counts == {"stall": 3}
     S3FileSystem.clear_instance_cache()
     assert 19 < time.monotonic() - started < 60  # read_timeout is 20 s
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"), [("uploads", "late_error"), ("partNumber=2", "reset"), ("uploadId=", "late_error")]
+)
+def test_a_large_shard_sent_in_parts_outlasts_a_fault_at_each_of_its_requests(
+    kind: str, request_: str, proxy: FaultyProxy, s3: str
+) -> None:
+    folder = Folder(f"{s3}/out")
+    data = random.Random(kind).randbytes(105 << 20)
+    once = iter([True])
+    proxy.kinds = {kind: 1.0}
+    proxy.where = lambda method, path: request_ in path and method != "GET" and next(once, False)
+    folder.write("large", data)
+    assert proxy.counts == {kind: 1}
+    assert folder.read("large") == data
 
 
 def test_refused_credentials_are_final_at_the_first_answer(proxy: FaultyProxy, s3: str) -> None:
@@ -578,6 +599,7 @@ def test_a_failing_store_leaves_the_same_bytes_even_if_the_driver_is_killed_too(
         until(lambda: bucket.parts() >= 7, "seven parts")
         run.end()
         done = bucket.parts()
+        bucket.leave(f"shards/{SHARDS - 1:06d}.tar", b"another run's")  # its part is not there: it counts for nothing
     run = start(bucket, "--workers", 2)
     run.wait()
     assert {kind for kind in KINDS if proxy.counts[kind]} == set(KINDS), proxy.counts
