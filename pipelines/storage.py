@@ -316,6 +316,8 @@ def _final(error: BaseException, where: str, local: bool) -> OSError | None:
     code = _code(error)
     if code == "NoSuchBucket":
         return StorageError(f"{where}: the bucket does not exist; create it, or check the name and AWS_ENDPOINT_URL")
+    if code == "NoSuchUpload":
+        return None  # its completion was done and the answer lost, or the store forgot it: the whole is sent again
     if code in _REFUSED:
         return StorageError(f"{where}: {_REFUSED[code]}")
     if local and isinstance(error, FileExistsError):

@@ -48,6 +48,7 @@ class FaultyProxy:
         self.counts: Counter[str] = Counter()  # faults by kind, and "refused"
         self.passed: list[tuple[str, str]] = []  # method and path of what reached the server
         self.closing = threading.Event()
+        self.spent: set[str] = set()  # uploads whose completion was done and its answer lost: some stores forget them
         self._upstream = urlsplit(server).netloc
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -137,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         proxy, method, path = self.server.proxy, self.command, self.path
         body = self._body()
+        if path in proxy.spent:
+            return self._answer(_Answer.error(404, "NoSuchUpload", "The specified upload does not exist."))
         kind = proxy.fault(method, path)
         if kind in ("slow_down", "stall", "reset", "refused"):
             proxy.count(kind)
@@ -154,6 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
             kind = ""
         if kind:
             proxy.count(kind)
+        if kind.startswith("late") and method == "POST" and "uploadId=" in path:
+            proxy.spent.add(path)
         if kind == "late_error":
             return self._answer(_Answer.error(500, "InternalError", "We encountered an internal error."))
         if kind == "late_reset":

@@ -37,7 +37,10 @@ class Head(NamedTuple):
 def token_head(tmp_path: Path) -> Iterator[Head]:
     """A head node with token authentication, as a platform engineer starts one; gone when the test is."""
     gcs, dashboard, agent, client = (_free_port() for _ in range(4))
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-only-0123456789"}
+    # The environment is active where `ray start` is called, as the README has it: a job finds its Python by PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-only-0123456789"}
+    env = {**os.environ, **token, "PATH": path}
     place = Path("/tmp") / f"gm{os.getpid()}"  # Ray's sockets live below it, and their paths must be short
     command = [
         f"{Path(sys.executable).parent}/ray start --head --block --num-cpus=2 --object-store-memory=268435456",
@@ -74,11 +77,10 @@ def _submit(head: Head, *entrypoint: str | int | Path) -> str:
     """`ray job submit --working-dir . -- ...`, as the README has it; its output."""
     ray_cli = Path(sys.executable).parent / "ray"
     command = [ray_cli, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entrypoint]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [str(word) for word in command],
         cwd=ROOT,
-        env={**head.env, "PATH": path},
+        env=head.env,
         capture_output=True,
         text=True,
         timeout=240,
@@ -131,7 +133,7 @@ def test_a_submitted_job_refuses_a_root_that_would_vanish(token_head: Head) -> N
     done = subprocess.run(
         [ray_cli, "job", "submit", "--address", token_head.dashboard, "--working-dir", ".", "--", "jobs/train.py"],
         cwd=ROOT,
-        env={**token_head.env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        env=token_head.env,
         capture_output=True,
         text=True,
         timeout=120,
