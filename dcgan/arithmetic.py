@@ -8,6 +8,8 @@ import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+# Of our own arithmetic: raised by each change to the networks or to sampling that changes an image's bits.
+REVISION = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ def fingerprint(arithmetic: Arithmetic) -> dict[str, str]:
     return {
         "device": _gpu() if arithmetic.device == "cuda" else _cpu(),
         "dtype": arithmetic.dtype_name,
+        "ganmill": REVISION,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,

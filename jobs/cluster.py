@@ -4,6 +4,7 @@ One row of the plan is one shard: a worker makes and writes it whole, and what c
 goes through the object store, and no second operator waits behind the pool for a CPU that the pool holds.
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -36,6 +37,8 @@ MAX_RETRIES = 8
 # A call to a worker that does not answer. 8 such calls take 15 s, and as long can it take Ray to find that a node is
 # lost; one that hangs, a minute. So this is no bound on deaths.
 MAX_TASK_RETRIES = 50
+# glibc's names for what mallopt sets: from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class WorkersLostError(RuntimeError):
@@ -196,11 +199,24 @@ def last_words(text: str) -> Iterator[None]:
                 shell.communicate(b"over\n")
 
 
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep what this process frees, up to 1 GB.
+
+    Else the memory of each batch's activations goes back to the kernel, and 6,000 to 20,000 page faults a thousand
+    images bring it in again: a tenth to a fifth of the time, measured at 28x28.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # not on macOS, nor with musl
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
 class _Actor:
     """Makes a ShardWorker at its first shard, so that what goes wrong there is told like anything else."""
 
     def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any]) -> None:
         torch.set_num_threads(1)  # one core a worker; and sums in one order, whatever the machine has
+        keep_freed_memory()
         self._worker, self._arguments = worker, arguments
         self._ready: ShardWorker | None = None
 

@@ -222,7 +222,8 @@ def seal(
     wrong = sorted(name for name, size in expected.items() if listed.get(name) != size)
     if wrong or sorted(records) != list(range(num_shards(identity))):
         raise CorruptError(
-            f"{folder}: cannot be sealed: missing or of another size: {', '.join(wrong[:10]) or 'shards'}"
+            f"{folder}: cannot be sealed: missing or of another size: {', '.join(wrong[:10]) or 'shards'}; "
+            "delete the shard's part under manifest/ and start again: it is made anew"
         )
     for name in {"", "shards", "manifest", *(file.rpartition("/")[0] for file in existing)}:
         folder.sweep(name)

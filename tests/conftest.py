@@ -40,8 +40,8 @@ def job() -> Job:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray with 2 CPUs for all tests that call a command's main()."""
-    ray.init(address="local", num_cpus=2, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
+    """One Ray for all tests that call a command's main()."""
+    ray.init(address="local", num_cpus=4, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -73,16 +73,20 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A fresh bucket on the S3 server, as `s3://...`; the environment has its endpoint and credentials."""
-    environment = {
-        "AWS_ENDPOINT_URL": s3_server,
+def s3_environment(server: str) -> dict[str, str]:
+    """The standard variables by which everything finds the server."""
+    return {
+        "AWS_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": "test-key",
         "AWS_SECRET_ACCESS_KEY": "test-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    for name, value in environment.items():
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A fresh bucket on the S3 server, as `s3://...`; the environment has its endpoint and credentials."""
+    for name, value in s3_environment(s3_server).items():
         monkeypatch.setenv(name, value)
     bucket = f"b{abs(hash(request.node.nodeid)) % 10**12}"
     boto3.client("s3").create_bucket(Bucket=bucket)

@@ -30,7 +30,7 @@ from jobs import generate
 from jobs.cluster import MAX_FAILURES, MAX_RETRIES
 from pipelines import claim, dataset
 from pipelines.storage import Folder, StorageError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, s3_environment
 from tests.faults import KINDS, FaultyProxy
 
 SHARDS, SHARD_SIZE = 20, 150
@@ -203,9 +203,11 @@ def expected(undisturbed: Path) -> dict[str, bytes]:
     return Output(undisturbed).contents()
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Output:
-    return Output(tmp_path / "out")
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.long)])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
+    if request.param == "disk":
+        return Output(tmp_path / "out")
+    return Output(f"{request.getfixturevalue('s3')}/out", request.getfixturevalue("s3_server"))
 
 
 @pytest.fixture
@@ -512,9 +514,12 @@ class TestLeftovers:
 
 
 @pytest.fixture(scope="class")
-def one_cluster(undisturbed: Path) -> Iterator[None]:
-    with cluster_of(2):
-        yield
+def one_cluster(undisturbed: Path, s3_server: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in s3_environment(s3_server).items():
+            environment.setenv(name, value)  # workers have what their cluster was started with
+        with cluster_of(2):
+            yield
 
 
 @pytest.mark.usefixtures("one_cluster")
@@ -663,7 +668,7 @@ def test_a_cluster_that_is_stopped_ends_the_job_with_one_line_and_a_new_one_goes
     assert output.contents() == expected
 
 
-@pytest.mark.long  # for every start a Ray of its own; on S3 the test above is this one's short form
+@pytest.mark.long  # for every start a Ray of its own; the test of a failing store is this one's short form
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("moments", [1, 6])
 def test_a_machine_that_loses_power_at_random_moments_leaves_the_same_bytes(
@@ -696,7 +701,8 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[tuple[str, ...], Output]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         if holder.stdout.readline() != "mounted\n":
-            pytest.skip("this machine allows no mount namespaces")
+            give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+            give_up("this machine allows no mount namespaces")
         prefix = ("nsenter", "--preserve-credentials", "--user", "--mount", f"--target={holder.pid}")
         yield (*prefix, "--"), Output(Path(f"/proc/{holder.pid}/root{mount}/out"))
         holder.communicate("over\n")

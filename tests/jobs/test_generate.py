@@ -77,8 +77,9 @@ def check_all(folder: Path, count: int) -> None:
     assert found == {"samples": count, "regenerated": count, "exact": count, "furthest": 0}
 
 
-def test_two_actors_make_what_one_makes(make: Make, plain: Path, tmp_path: Path) -> None:
-    assert_equal_shards(make(tmp_path / "two", workers=2), plain)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_actors_make_what_one_makes(workers: int, make: Make, plain: Path, tmp_path: Path) -> None:
+    assert_equal_shards(make(tmp_path / "several", workers=workers), plain)
 
 
 def test_a_finished_dataset_is_left_alone(make: Make, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,13 +113,19 @@ def test_what_lies_beside_the_shards_is_made_again(make: Make, copy: Path, plain
     assert tree(copy) == tree(plain)
 
 
-def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path) -> None:
+def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path, plain: Path) -> None:
     (copy / "index.json").unlink()
     (copy / "shards" / "000003.tar").unlink()
     with pytest.raises(CorruptError) as error:
         make(copy)
-    assert str(error.value) == f"{copy}: cannot be sealed: missing or of another size: shards/000003.tar"
+    assert str(error.value) == (
+        f"{copy}: cannot be sealed: missing or of another size: shards/000003.tar; "
+        "delete the shard's part under manifest/ and start again: it is made anew"
+    )
     assert not (copy / "index.json").exists()
+    (copy / "manifest" / "000003.parquet").unlink()
+    make(copy)
+    assert tree(copy) == tree(plain)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +135,8 @@ def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path) -> None:
         ({"shard_size": 50}, "shard_size", "25", "50"),
         ({"classes": "0,1,7"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1, 7]"),
         ({"batch_size": 64}, "batch", "128", "64"),
+        ({"image_format": "jpeg"}, "image.format", '"png"', '"jpeg"'),
+        ({"classes": "0:1,1:2"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "nothing"),
         ({"count": 99}, "count", "100", "99"),
         ({"count": 200, "seed_start": 7}, "count", "100", "200"),
     ],
