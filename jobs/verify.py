@@ -70,7 +70,8 @@ class Maker:
         self.sampler = Sampler(model, chosen, index.identity["batch"])
         stored = index.identity["arithmetic"]
         here = arithmetic.fingerprint(chosen)
-        self.tolerance = 0 if all(stored.get(name) == here[name] for name in here) else arithmetic.grey_tolerance(stored)
+        equal = all(stored.get(name) == here[name] for name in here)
+        self.tolerance = 0 if equal else arithmetic.grey_tolerance(stored)
 
     def compare(self, shard: int, positions: list[int]) -> dict[str, Any]:
         """Make some samples of a shard again. Raises CorruptError for a pixel, score, seed or label that is wrong."""
