@@ -178,7 +178,7 @@ def _by_subpixels(layer: nn.Module) -> nn.Conv2d:
 
 
 def _assembled(image_BHWC: Tensor) -> Tensor:
-    """What `_by_subpixels` makes, [B, H + 1, W + 1, 4 C], as [B, 2 H, 2 W, C]: each phase to its pixels, the rim off."""
+    """What `_by_subpixels` makes, [B, H + 1, W + 1, 4 C], as [B, 2 H, 2 W, C]: phases to their pixels, the rim off."""
     batch, height, width, channels = image_BHWC.shape
     phases = image_BHWC.reshape(batch, height, width, 2, 2, channels // 4)
     image = phases.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
