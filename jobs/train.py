@@ -249,7 +249,11 @@ def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
         except WorkerGroupError as error:
             rank, failure = next(iter(error.worker_failures.items()))
             traceback.print_exception(failure)
-            raise LostWorkError(f"worker {rank} failed, and --max-failures are used up: {failure}") from error
+            why = cluster.in_a_line(failure).rstrip(".")
+            raise LostWorkError(
+                f"worker {rank} failed, and --max-failures are used up: {why}. "
+                "What is saved stays; the same command goes on from there"
+            ) from error
         finally:
             over.set()
             watcher.join()
