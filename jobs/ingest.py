@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from dcgan.networks import IMAGE_SIZES
 from jobs import cluster, produce
-from jobs.settings import JobSettings, Number, Url, UsageError, run
+from jobs.settings import Channels, JobSettings, Number, Url, UsageError, run
 from pipelines import dataset, images, sources
 from pipelines.images import ImageError, Pixels
 from pipelines.manifest import Reject
@@ -54,7 +54,7 @@ class IngestSettings(JobSettings):
     image_size: Number | None = Field(
         None, description=f"height and width: {', '.join(map(str, IMAGE_SIZES))}; default: the source's, else 64"
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 (grey) or 3 (RGB); default: the source's, else 3")
+    channels: Channels | None = Field(None, description="1 (grey) or 3 (RGB); default: the source's, else 3")
     resize: Literal["crop", "pad", "stretch"] = Field("crop", description="what to do with an image of another shape")
     background: Annotated[str, AfterValidator(_colour)] = Field(
         "white", description="behind transparent images: a CSS colour, as white or #102030"

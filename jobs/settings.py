@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import (
@@ -51,6 +51,8 @@ def _whole(value: object) -> object:
     """`1e6` is a whole number too; TOML's `true` is none."""
     if isinstance(value, bool):
         raise ValueError(_WHOLE)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+        return int(value)
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE]\+?\d+", value.strip()):
         value = float(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -78,6 +80,7 @@ def _in_submitted_job() -> bool:
 
 
 Number = Annotated[int, BeforeValidator(_whole)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_whole)]
 Url = Annotated[str, BeforeValidator(_url)]
 
 

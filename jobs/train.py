@@ -21,7 +21,7 @@ from dcgan.networks import NetworkConfig
 from dcgan.training import MethodConfig
 from jobs import cluster, runs, trainer
 from jobs.progress import Progress
-from jobs.settings import JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
+from jobs.settings import Channels, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
 from pipelines import dataset, order
 from pipelines.storage import Folder
 
@@ -72,7 +72,7 @@ class TrainSettings(JobSettings):
 
     network: Literal["dcgan", "keras"] = Field("dcgan", description="architecture")
     image_size: Number = Field(28, description="28, 32, 64 or 128; must be the dataset's")
-    channels: Literal[1, 3] = Field(1, description="1 or 3; must be the dataset's")
+    channels: Channels = Field(1, description="1 or 3; must be the dataset's")
     width: Number = Field(64, description="channels of the outermost hidden layers (dcgan)")
     z_dim: Number = Field(100, description="size of the latent vector")
     conditional: bool = Field(False, description="condition both networks on the dataset's classes")

@@ -6,14 +6,14 @@ tarfile and then only name, size and checksum are filled in.
 """
 
 import hashlib
-import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 os.environ.setdefault("WDS_SECURE", "1")  # read once, when webdataset is imported
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import group_by_keys
 
 BLOCK = tarfile.BLOCKSIZE
 EXTENSIONS = ("png", "jpg", "webp")  # of images in a shard
@@ -71,27 +71,42 @@ def pack(samples: Iterable[Sample], extension: str) -> Packed:
 
 
 def unpack(data: bytes, where: str) -> Iterator[Sample]:
-    """The samples of one of our own shards, through webdataset's iterators. `where` is the shard's URL, for errors.
+    """The samples of one of our own shards, grouped by webdataset's rules. `where` is the shard's URL, for errors.
 
     `data` must have been checked against the dataset's index: a tar cut between two members reads without error.
     Raises ShardError for anything but plain ustar with our keys.
     """
-    if data == bytes(tarfile.RECORDSIZE):
-        return  # everything that the shard owns was rejected
-    if data[257:262] != b"ustar":  # webdataset would open a compressed tar too, and unpack it without a limit
-        raise ShardError(f"{where}: not a plain ustar file")
-    files = tar_file_iterator(io.BytesIO(data))
     try:
-        for sample in group_by_keys({**file, "__url__": where} for file in files):
+        for sample in group_by_keys(_members(data, where)):
             label = sample.get("cls")
             image = next((sample[extension] for extension in EXTENSIONS if extension in sample), None)
             if image is None:
                 raise ShardError(f"{where}: sample {sample['__key__']} has no image")
             yield Sample(int(sample["__key__"]), image, None if label is None else int(label))
-    except (ValueError, tarfile.TarError) as error:
+    except ValueError as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(f"{where}: {error}") from error
+
+
+def _members(data: bytes, where: str) -> Iterator[dict[str, Any]]:
+    """The files of a plain ustar, as webdataset's readers give them: ten times as fast as through tarfile.
+
+    And without what tarfile opens besides: compression, links, extended headers.
+    """
+    other = ShardError(f"{where}: not a plain ustar file")
+    if not data or len(data) % tarfile.RECORDSIZE:
+        raise other
+    start = 0
+    while any(header := data[start : start + BLOCK]):  # a block of zeros ends it
+        if header[257:262] != b"ustar" or header[156:157] != tarfile.REGTYPE:
+            raise other
+        size = int(header[124:135], 8)
+        content = data[start + BLOCK : start + BLOCK + size]
+        if len(content) != size:
+            raise ShardError(f"{where}: cut short")
+        yield {"fname": header[:100].rstrip(b"\0").decode("ascii"), "data": content, "__url__": where}
+        start += BLOCK + size + -size % BLOCK
 
 
 def _append(tar: bytearray, name: str, data: bytes) -> None:

@@ -172,6 +172,12 @@ def test_settings_that_are_refused(command: str, answer: str, tmp_path: Path) ->
     assert str(error.value) == answer.format(tmp=tmp_path)
 
 
+@pytest.mark.parametrize("settings", [ingest.IngestSettings, train.TrainSettings])
+def test_a_choice_of_numbers_is_a_flag_too(settings: type[JobSettings]) -> None:
+    given = ["--channels", "3", *(["--source", "digits"] if settings is ingest.IngestSettings else [])]
+    assert load(settings, given).channels == 3  # type: ignore[attr-defined]  # both have it
+
+
 @pytest.mark.parametrize("value", ["1e6", "1E6", "1.0e6", "1000000", "1_000_000", "+1e+6"])
 def test_numbers_may_be_written_so(value: str) -> None:
     assert load(generate.GenerateSettings, ["--count", value]).count == 1_000_000
