@@ -85,6 +85,11 @@ def test_a_line_stays_as_it_is_while_ticks_are_added() -> None:
         assert warnings(ticks({}, *[everything] * 3, *later), "log") == first
 
 
+def test_what_showed_first_is_told_first() -> None:
+    told = ["the samples are alike (mode collapse)", "the discriminator is too strong"]
+    assert topics(warnings(ticks(ALIKE_G, {**ALIKE_G, **STRONG_D}, {**ALIKE_G, **STRONG_D}, STRONG_D), "log")) == told
+
+
 def test_a_generator_that_does_not_learn_is_seen(one_thread: None) -> None:
     """A real training of a few steps: noise is told from stripes at once, and all noise looks alike."""
     network = NetworkConfig(image_size=28, channels=1, width=4, z_dim=6)
@@ -104,8 +109,8 @@ def test_a_generator_that_does_not_learn_is_seen(one_thread: None) -> None:
         scalars["diversity"] = diversity(features(stripes(200, 0)), features(fake_NHWC))
         ticks.append({"images": 160 * (tick + 1), **scalars})
     assert topics(warnings(ticks, "log")) == [
+        "the samples are alike (mode collapse)",  # from the first tick on
         "the discriminator is too strong",
-        "the samples are alike (mode collapse)",
     ], ticks
 
 
