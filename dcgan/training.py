@@ -100,11 +100,10 @@ class Training:
         method: MethodConfig,
         arithmetic: Arithmetic,
         seed: int,
-        rank: int = 0,
         world: int = 1,
     ) -> None:
         self.network, self.method, self.arithmetic = network, method, arithmetic
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.world = seed, world
         torch.manual_seed(seed)
         generator, discriminator = build(network)
         self.generator = generator.to(arithmetic.device)
@@ -124,17 +123,23 @@ class Training:
             self._generate = DistributedDataParallel(self._generate, device_ids, broadcast_buffers=False)
             self._discriminate = DistributedDataParallel(self._discriminate, device_ids, broadcast_buffers=False)
 
-    def step(self, images_BHWC: np.ndarray, labels_B: np.ndarray, images_seen: int) -> dict[str, Tensor]:
+    def step(
+        self, images_BHWC: np.ndarray, labels_B: np.ndarray, images_seen: int, first: int = 0, batch: int = 0
+    ) -> dict[str, Tensor]:
         """One update of both networks.
 
         Args:    images_BHWC: this rank's share of the batch, uint8. labels_B: int64, not used without classes.
                  images_seen: real images that all ranks had seen before this step.
+                 first, batch: where in the global batch the share begins, and that batch's size; alone: all of it.
         Returns: scalars, still on the device: `loss_d`, `loss_g`, `real_accuracy`, `fake_accuracy` (of this rank's
                  share; a critic's border is halfway between its means), `gradient_d`, `gradient_g` (lengths of the
                  gradients that all ranks share). `logits` then holds what the discriminator said of this batch.
         """
         count = len(images_BHWC)
-        first = images_seen + self.rank * count
+        batch = batch or count
+        first += images_seen
+        # Gradients are averaged over ranks; where shares differ in size, each image is still to count alike.
+        weight = count * self.world / batch
         torch.manual_seed(_mix(self.seed, first))  # for dropout, augmentation and the penalty's points
         z_BZ = self._to_device(latents.normal(first, count, self.network.z_dim, latents.TRAINING, self.seed))
         label_B = self._to_device(labels_B) if self.network.num_classes else None
@@ -149,7 +154,7 @@ class Training:
         if penalty is not None:
             loss_d = loss_d + self.method.gradient_penalty * penalty
         self.discriminator_adam.zero_grad()
-        loss_d.backward()  # type: ignore[no-untyped-call]
+        (loss_d * weight).backward()  # type: ignore[no-untyped-call]
         self.discriminator_adam.step()
         if self._loss.clipped:
             self._clip()
@@ -159,11 +164,11 @@ class Training:
             judged_B = self.discriminator(self._augment(fake_BCHW), label_B)
         loss_g = self._loss.generator(judged_B.float())
         self.generator_adam.zero_grad()
-        loss_g.backward()  # type: ignore[no-untyped-call]
+        (loss_g * weight).backward()  # type: ignore[no-untyped-call]
         self.generator_adam.step()
         self.discriminator.requires_grad_(True)
 
-        self._update_average(images_seen // (count * self.world))
+        self._update_average(images_seen // batch)
         self.logits = real_B.detach(), fake_B.detach()
         border = (real_B.mean() + fake_B.mean()).detach() / 2 if self._loss.critic else 0
         return {

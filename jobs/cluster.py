@@ -166,14 +166,14 @@ def map_shards(
             row = next(rows, None)
         except RayError as error:
             what = f"a worker died more than {MAX_RETRIES} times" if isinstance(error, RayActorError) else "Ray failed"
-            raise WorkersLostError(f"{what}: {_in_a_line(error)}") from error
+            raise WorkersLostError(f"{what}: {in_a_line(error)}") from error
         if row is None:
             return
         yield Done(row["shard"], json.loads(row["result"]), row["error"], row["trace"])
         failures += bool(row["error"])
 
 
-def _in_a_line(error: RayError) -> str:
+def in_a_line(error: BaseException) -> str:
     """What Ray says, without its ids and its guesses."""
     lines = [line for line in str(error).split(" Some common causes")[0].splitlines() if line and line[0] not in "\t "]
     return " ".join(lines)[:400]

@@ -8,11 +8,11 @@ import uuid
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import ray
 import ray.train
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -24,6 +24,19 @@ from jobs.progress import Progress
 from jobs.settings import JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
 from pipelines import dataset, order
 from pipelines.storage import Folder
+
+MAX_WORKERS = 4096
+
+
+def _worker_range(value: object) -> object:
+    """`4`, or `1:4`."""
+    ends = [int(end) if end.isdigit() else 0 for end in str(value).split(":")]
+    if value is not None and not (len(ends) <= 2 and 1 <= ends[0] <= ends[-1] <= MAX_WORKERS):
+        raise ValueError(f"must be a number from 1 to {MAX_WORKERS}, or two, as 1:4")
+    return value if value is None else str(value)
+
+
+WorkerRange = Annotated[str, BeforeValidator(_worker_range)]
 
 
 class TrainSettings(JobSettings):
@@ -41,8 +54,9 @@ class TrainSettings(JobSettings):
     run: Url = Field("{root}/run", description="where the run goes: checkpoints, pictures, models")
     recipe: str = Field("digits28", description="digits28, dcgan64, keras28, or a TOML file: settings below all others")
     images: Number = Field(300_000, ge=1, le=10**12, description="real images to train on in all, over all epochs")
-    workers: Number | None = Field(
-        None, ge=1, le=4096, description="DDP ranks; default: one a GPU, or one a CPU up to 2"
+    workers: WorkerRange | None = Field(
+        None,
+        description="DDP ranks; 1:4 for as many as there is room for, also later; default: one a GPU or CPU up to 2",
     )
     batch_size: Number = Field(128, ge=2, le=65_536, description="images a step, over all workers")
     tick: Number = Field(20_000, ge=1, description="images between checkpoints, pictures and measurements")
@@ -77,6 +91,12 @@ class TrainSettings(JobSettings):
     discriminator_lr: float = Field(2e-4, description="Adam's rate for the discriminator")
     beta1: float = Field(0.5, description="Adam's first moment decay")
     ema: float = Field(0.999, description="decay a step of the generator's average, which is what is exported")
+
+    @property
+    def bounds(self) -> tuple[int, int] | None:
+        """The fewest and the most workers; None for the default."""
+        ends = [int(end) for end in (self.workers or "").split(":") if end]
+        return (ends[0], ends[-1]) if ends else None
 
     @classmethod
     def preset(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -132,10 +152,12 @@ def main(settings: TrainSettings) -> None:
     plan = order.make_plan(
         tuple(record.samples for record in index.shards), settings.batch_size, settings.shuffle, settings.seed
     )
-    if settings.workers:
-        order.check_workers(plan, settings.workers)
-    pool = cluster.connect(settings.workers, settings.device, verbose=settings.verbose)
-    workers = settings.workers or _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
+    bounds = settings.bounds
+    if bounds:
+        order.check_workers(plan, bounds[1], equal=bounds[0] == bounds[1])
+    pool = cluster.connect(bounds[0] if bounds else None, settings.device, verbose=settings.verbose)
+    default = _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
+    fewest, most = bounds or (default, default)
     chosen, fingerprint = cluster.probe(pool, settings.precision)
     identity = {
         "data": index.root,
@@ -157,12 +179,13 @@ def main(settings: TrainSettings) -> None:
         return _finish(folder)
     print(
         f"train: {network.network} {network.image_size}x{network.image_size}x{network.channels}, "
-        f"{f'{network.num_classes} classes' if network.num_classes else 'unconditional'}, {workers} workers, "
+        f"{f'{network.num_classes} classes' if network.num_classes else 'unconditional'}, "
+        f"{settings.workers or most} workers, "
         f"{fingerprint['dtype']} on {fingerprint['device']}, {index.samples:,} images, "
         f"{total / index.samples:,.1f} epochs" + (f"; going on after {saved:,} images" if saved else ""),
         flush=True,
     )
-    cores = int(ray.cluster_resources().get("CPU", 1)) // workers if len(ray.nodes()) == 1 else 1  # type: ignore[no-untyped-call]
+    cores = int(ray.cluster_resources().get("CPU", 1)) // most if len(ray.nodes()) == 1 else 1  # type: ignore[no-untyped-call]
     board = Board.remote()  # type: ignore[attr-defined]  # ray.remote's classes
     job = trainer.Job(
         data=data.url,
@@ -184,7 +207,7 @@ def main(settings: TrainSettings) -> None:
             train_loop_config={"job": job, "board": board},
             torch_config=TorchConfig(backend="nccl" if pool.gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
+                num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]  # v1's stub
                 use_gpu=pool.gpus_per_worker > 0,
                 resources_per_worker={"CPU": max(1, cores), **({"GPU": 1} if pool.gpus_per_worker else {})},
             ),
@@ -243,7 +266,11 @@ def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
         except WorkerGroupError as error:
             rank, failure = next(iter(error.worker_failures.items()))
             traceback.print_exception(failure)
-            raise LostWorkError(f"worker {rank} failed, and --max-failures are used up: {failure}") from error
+            why = cluster.in_a_line(failure).rstrip(".")
+            raise LostWorkError(
+                f"worker {rank} failed, and --max-failures are used up: {why}. "
+                "What is saved stays; the same command goes on from there"
+            ) from error
         finally:
             over.set()
             watcher.join()

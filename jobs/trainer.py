@@ -26,6 +26,7 @@ from pipelines.order import Plan
 from pipelines.storage import Folder
 
 POST_EVERY_S = 1.0
+LOOK_EVERY_S = 5.0  # for a node that is to be taken away: clouds give 30 s or more
 GRID_COLUMNS = 10
 GRID_SEED = 2**62  # far from the seeds that people generate from
 
@@ -68,7 +69,7 @@ def train(config: dict[str, Any]) -> None:
         torch.set_num_threads(job.threads)
     run, data = Folder(job.run), Folder(job.data)
     index = dataset.open_sealed(data)
-    training = Training(job.network, job.method, job.arithmetic, job.plan.seed, rank, world)
+    training = Training(job.network, job.method, job.arithmetic, job.plan.seed, world)
     checkpoint = runs.newest(run)
     seen = 0
     if checkpoint is not None:
@@ -80,12 +81,16 @@ def train(config: dict[str, Any]) -> None:
     waited, since = 0.0, time.monotonic()
     posted = since
     batches = loader.batches(data, index, job.plan, rank, world, seen // job.plan.batch)
+    notice = Notice()
     while seen < job.total:
         before = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - before
-        history.append(training.step(batch.images_BHWC, batch.labels_B, seen))
+        history.append(training.step(batch.images_BHWC, batch.labels_B, seen, batch.first, job.plan.batch))
         seen += job.plan.batch
+        if notice.given() and recorder is not None:
+            recorder.save(training, seen)
+            config["board"].write.remote(Post(seen, "a node is to be taken away: checkpoint saved", ""))
         if rank == 0 and time.monotonic() - posted > POST_EVERY_S:
             posted = time.monotonic()
             config["board"].write.remote(Post(seen, _note(history), ""))
@@ -111,6 +116,29 @@ def train(config: dict[str, Any]) -> None:
     batches.close()
     if recorder is not None:
         recorder.close()
+
+
+class Notice:
+    """Looks every few seconds whether a node is about to be taken away (Ray Train's preemption info).
+
+    Ray's answer is a collective, so all ranks must look after the same steps: they agree on how many by the slowest.
+    """
+
+    def __init__(self) -> None:
+        self._every = self._left = 1
+        self._since = time.monotonic()
+        self._given = False
+
+    def given(self) -> bool:
+        """To be called after every step. True once, when the first notice has come: then there is time for one save."""
+        self._left -= 1
+        if self._left or self._given:
+            return False
+        seconds = _largest((time.monotonic() - self._since) / self._every)
+        self._every = self._left = max(1, round(LOOK_EVERY_S / seconds))
+        self._since = time.monotonic()
+        self._given = ray.train.get_preemption_info() is not None
+        return self._given
 
 
 class Recorder:
@@ -150,9 +178,13 @@ class Recorder:
         self._keep_best(model, seen, distance)
         # The checkpoint last: a crash before it makes the whole tick again, to the same result.
         runs.write_stats(self.run, self.ticks)
+        self.save(training, seen)
+        return f"D {scalars['loss_d']:.2f}, G {scalars['loss_g']:.2f}, distance {distance:.4f}"
+
+    def save(self, training: Training, seen: int) -> None:
+        """Commit a checkpoint."""
         runs.save(self.run, seen, training.state(), self.job.keep)
         self.saved = seen
-        return f"D {scalars['loss_d']:.2f}, G {scalars['loss_g']:.2f}, distance {distance:.4f}"
 
     def close(self) -> None:
         """Leave nothing on this machine."""
@@ -248,9 +280,14 @@ def _first_bad(history: list[dict[str, torch.Tensor]], start: int, batch: int) -
 
 def _any_rank(flag: bool) -> bool:
     """Whether any rank has the flag up, so that all of them stop together."""
+    return _largest(float(flag)) > 0.0
+
+
+def _largest(value: float) -> float:
+    """The largest of the ranks' values, the same float on each of them."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return flag
+        return value
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flags = torch.tensor([float(flag)], device=device)
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-    return bool(flags.item())
+    values = torch.tensor([value], device=device, dtype=torch.float64)
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return float(values.item())

@@ -22,6 +22,7 @@ class Batch:
 
     images_BHWC: np.ndarray  # uint8
     labels_B: np.ndarray  # int64; zeros without classes
+    first: int  # where in the global batch the share begins
 
 
 def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Generator[Batch, None, None]:
@@ -64,18 +65,16 @@ def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, ste
 
 def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Iterator[Batch]:
     channels = index.image_shape[2]
-    share = plan.streams // world
+    share = order.share(plan, rank, world)
     epoch, first = divmod(step, plan.steps_per_epoch)
     while True:
-        streams = [
-            _stream(folder, index, plan, epoch, stream, first * plan.stream_batch)
-            for stream in range(rank * share, (rank + 1) * share)
-        ]
+        streams = [_stream(folder, index, plan, epoch, stream, first * plan.stream_batch) for stream in share]
         for _ in range(first, plan.steps_per_epoch):
             taken = [sample for stream in streams for sample in islice(stream, plan.stream_batch)]
             yield Batch(
                 np.stack([images.decode(sample.image, channels) for sample in taken]),
                 np.array([sample.label or 0 for sample in taken], np.int64),
+                share.start * plan.stream_batch,
             )
         epoch, first = epoch + 1, 0
 

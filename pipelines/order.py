@@ -2,9 +2,9 @@
 
 An epoch's shards are permuted and laid end to end; the line of N samples is cut into C equal *streams* (C is fixed by
 the plan, not by the world size). Each stream is shuffled in windows of bounded size. A global batch takes B/C samples
-from every stream in turn, and rank r of W reads streams [r*C/W, (r+1)*C/W). So the global batch at a step is the same
-for every world size that divides C, every rank takes the same number of steps, and a position can be reached again
-without reading what came before its window.
+from every stream in turn, and rank r of W reads streams [r*C/W, (r+1)*C/W), rounded down. So the global batch at a step
+is the same for every world size, every rank takes the same number of steps, and a position can be reached again without
+reading what came before its window.
 
 What does not fill a batch is left out of its epoch: fewer than B + C samples, others each time.
 """
@@ -69,9 +69,17 @@ def make_plan(counts: tuple[int, ...], batch: int, shuffle: int, seed: int) -> P
     return Plan(counts, batch, streams, max(1, shuffle // streams), seed)
 
 
-def check_workers(plan: Plan, workers: int) -> None:
-    """Raises OrderError naming the numbers of workers that go, unless `workers` ranks can share the plan's streams."""
-    if plan.streams % workers:
+def share(plan: Plan, rank: int, world: int) -> range:
+    """The streams that a rank reads: as many as every other, or one more where `world` does not divide them."""
+    return range(rank * plan.streams // world, (rank + 1) * plan.streams // world)
+
+
+def check_workers(plan: Plan, workers: int, equal: bool = True) -> None:
+    """Raises OrderError naming the numbers of workers that go, unless `workers` ranks can share the plan's streams.
+
+    Args: equal: every rank must get as many; else one more or less will do.
+    """
+    if workers > plan.streams or (equal and plan.streams % workers):
         possible = ", ".join(str(n) for n in range(1, plan.streams + 1) if plan.streams % n == 0)
         if plan.batch % workers:
             raise OrderError(f"a batch of {plan.batch} cannot be shared by {workers} workers; use --workers {possible}")

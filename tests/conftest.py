@@ -10,8 +10,10 @@ import boto3
 import pytest
 import ray
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from jobs import ingest, train
+from tests.faults import SEED, FaultyProxy
 
 ROOT = Path(__file__).resolve().parent.parent
 Job = Callable[..., subprocess.CompletedProcess[str]]
@@ -91,3 +93,13 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     bucket = f"b{abs(hash(request.node.nodeid)) % 10**12}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture
+def proxy(s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy without faults, for the time being; the environment has it as the endpoint."""
+    with FaultyProxy(s3_server, seed=SEED, stall_s=0.5) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        S3FileSystem.clear_instance_cache()  # the last one's connections lead to another proxy
+        yield proxy
+    S3FileSystem.clear_instance_cache()

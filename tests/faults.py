@@ -19,6 +19,9 @@ KINDS = (
     "late_error",  # done, and then answered 500
     "late_reset",  # done, and then the connection is reset
 )
+# Shares of all requests, of which there are some hundreds; `cut` is a share of the GETs.
+RATES = {"slow_down": 0.02, "reset": 0.02, "stall": 0.02, "late_error": 0.02, "late_reset": 0.02, "cut": 0.08}
+SEED = 1459  # by which each of them comes twice in the first 90 requests
 HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "expect")
 Where = Callable[[str, str], bool]
 

@@ -143,7 +143,7 @@ def test_a_submitted_job_refuses_a_root_that_would_vanish(token_head: Head) -> N
     assert "--root ganmill-data: a relative path would vanish with the submitted job's working directory" in done.stdout
 
 
-@pytest.mark.parametrize("nodes", [2, 3])
+@pytest.mark.parametrize("nodes", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_several_nodes_make_the_same_bytes_as_one_worker(
     nodes: int, undisturbed: Path, digits_run: Path, tmp_path: Path, job: Job
 ) -> None:

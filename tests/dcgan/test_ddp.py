@@ -15,7 +15,7 @@ from dcgan.networks import NetworkConfig
 from dcgan.training import MethodConfig, Training
 
 NETWORK = NetworkConfig(image_size=28, channels=1, width=4, z_dim=6, num_classes=2)
-SHARE, STEPS = 4, 3
+SHARE, BATCH, STEPS = 4, 8, 3
 METHODS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     "log": ({}, torch.float32),
     "wgan": ({"loss": "wgan", "clip": 0.02}, torch.float32),
@@ -29,12 +29,12 @@ def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     for name, (method, dtype) in METHODS.items():
-        training = Training(NETWORK, MethodConfig(**method), Arithmetic("cpu", dtype), seed=3, rank=rank, world=2)
+        training = Training(NETWORK, MethodConfig(**method), Arithmetic("cpu", dtype), seed=3, world=2)
         rng = np.random.default_rng(rank)
         lengths = []
         for step in range(STEPS):
             images_BHWC = rng.integers(0, 256, (SHARE, 28, 28, 1), np.uint8)
-            result = training.step(images_BHWC, rng.integers(0, 2, SHARE), step * 2 * SHARE)
+            result = training.step(images_BHWC, rng.integers(0, 2, SHARE), step * BATCH, rank * SHARE, BATCH)
             lengths.append([result["gradient_d"].item(), result["gradient_g"].item()])
         Path(folder, f"{name} {rank}.safetensors").write_bytes(model_files.to_bytes(training.state()))
         Path(folder, f"{name} {rank}.json").write_text(json.dumps(lengths))

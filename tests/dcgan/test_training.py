@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,33 @@ def test_the_seed_and_the_position_decide_a_step_and_nothing_drawn_elsewhere_doe
         results.append((result["loss_d"].item(), result["loss_g"].item()))
     assert results[0] == results[1]
     assert len({*results}) == 3
+
+
+def share_of_step(rank: int, shares: list[slice], meet: Path, out: Path) -> None:
+    """One rank's step on its share of a batch; leaves its gradients."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=len(shares))
+    training = Training(NETWORKS["dcgan"], MethodConfig(), FLOAT, 3, len(shares))
+    images_BHWC, labels_B = batch(training.network, 0)
+    share = shares[rank]
+    training.step(images_BHWC[share], labels_B[share], 40, share.start, BATCH)
+    torch.save([weight.grad for weight in training.discriminator.parameters()], out / f"{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_with_unequal_shares_count_each_image_alike(tmp_path: Path) -> None:
+    shares = [slice(0, 3), slice(3, 8)]
+    torch.multiprocessing.spawn(share_of_step, (shares, tmp_path / "meet", tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = (torch.load(tmp_path / f"{rank}") for rank in range(2))
+    alone = []
+    for share in shares:
+        training = start()
+        images_BHWC, labels_B = batch(training.network, 0)
+        training.step(images_BHWC[share], labels_B[share], 40, share.start, share.stop - share.start)
+        alone.append([weight.grad for weight in training.discriminator.parameters()])
+    for mine, theirs, small, large in zip(first, second, *alone, strict=True):
+        assert torch.equal(mine, theirs)
+        torch.testing.assert_close(mine, (3 * small + 5 * large) / 8)
 
 
 def test_a_state_of_other_networks_is_refused() -> None:

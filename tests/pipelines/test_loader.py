@@ -96,6 +96,8 @@ def assert_equal(ranks: list[list[Batch]], whole: list[tuple[np.ndarray, np.ndar
     """The ranks' batches, laid side by side, are the global ones."""
     assert {len(rank) for rank in ranks} == {len(whole)}
     for step, (images_BHWC, labels_B) in enumerate(whole):
+        sizes = [len(rank[step].labels_B) for rank in ranks]
+        assert [rank[step].first for rank in ranks] == [sum(sizes[:number]) for number in range(len(ranks))]
         assert np.array_equal(np.concatenate([rank[step].images_BHWC for rank in ranks]), images_BHWC)
         assert np.array_equal(np.concatenate([rank[step].labels_B for rank in ranks]), labels_B)
         assert {(rank[step].images_BHWC.dtype, rank[step].labels_B.dtype) for rank in ranks} == {
@@ -104,7 +106,7 @@ def assert_equal(ranks: list[list[Batch]], whole: list[tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("shuffle", [1, 9, 1000])
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 6])
 def test_the_ranks_batches_side_by_side_are_the_order_pixel_for_pixel(
     sealed: tuple[Folder, Index], world: int, shuffle: int
 ) -> None:

@@ -70,18 +70,17 @@ def test_every_stream_is_as_long_as_every_other_so_all_ranks_take_the_same_steps
 
 
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
-def test_the_global_batch_is_the_same_for_every_world_that_shares_the_streams(counts: tuple[int, ...]) -> None:
+def test_the_global_batch_is_the_same_for_every_world_up_to_the_streams(counts: tuple[int, ...]) -> None:
     for _, batch, shuffle in [point for point in GRID if point[0] == counts]:
         plan = make_plan(counts, batch, shuffle, seed=1)
         for step in {0, plan.steps_per_epoch - 1}:
             whole = global_batch(plan, 2, step)
             for world in range(1, plan.streams + 1):
-                if plan.streams % world == 0:
-                    check_workers(plan, world)
-                    share = plan.streams // world
-                    ranks = [global_batch(plan, 2, step, range(r * share, (r + 1) * share)) for r in range(world)]
-                    assert {len(rank) for rank in ranks} == {batch // world}
-                    assert [sample for rank in ranks for sample in rank] == whole
+                check_workers(plan, world, equal=plan.streams % world == 0)
+                ranks = [global_batch(plan, 2, step, order.share(plan, rank, world)) for rank in range(world)]
+                assert [sample for rank in ranks for sample in rank] == whole
+                sizes = {len(rank) for rank in ranks}
+                assert max(sizes) - min(sizes) == (plan.stream_batch if plan.streams % world else 0)
 
 
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
@@ -193,6 +192,14 @@ def test_workers_who_cannot_share_are_told_how_many_can(shards: int, batch: int,
     with pytest.raises(OrderError) as caught:
         check_workers(make_plan((100,) * shards, batch, 64, 0), workers)
     assert str(caught.value) == message
+
+
+def test_more_workers_than_streams_cannot_share_unequally_either() -> None:
+    for counts, batch, _ in GRID[:: len(SHUFFLES)]:
+        plan = make_plan(counts, batch, 64, 0)
+        check_workers(plan, plan.streams, equal=False)
+        with pytest.raises(OrderError, match=f"{plan.streams + 1} workers"):
+            check_workers(plan, plan.streams + 1, equal=False)
 
 
 def test_exactly_the_divisors_of_the_streams_can_share() -> None:

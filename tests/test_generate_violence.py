@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,32 +21,20 @@ from pathlib import Path
 import boto3
 import psutil
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
 from jobs import generate
 from jobs.cluster import MAX_FAILURES, MAX_RETRIES
 from pipelines import claim, dataset
 from pipelines.storage import Folder, StorageError
-from tests.conftest import ROOT, s3_environment
-from tests.faults import KINDS, FaultyProxy
+from tests.conftest import s3_environment
+from tests.faults import KINDS, RATES, FaultyProxy
+from tests.processes import Run, cluster_of, ray_here, until, workers
 
 SHARDS, SHARD_SIZE = 20, 150
 COUNT = SHARDS * SHARD_SIZE
 BATCH = 1  # slow, so that there are moments to kill in: a shard takes 0.1 to 0.2 s
 FLAGS = ("--count", COUNT, "--shard-size", SHARD_SIZE, "--batch-size", BATCH)
-# Shares of all requests, of which there are some hundreds; `cut` is a share of the GETs.
-RATES = {"slow_down": 0.02, "reset": 0.02, "stall": 0.02, "late_error": 0.02, "late_reset": 0.02, "cut": 0.08}
-SEED = 1459  # by which each of them comes twice in the first 90 requests
-
-
-def until(condition: Callable[[], bool], what: str, within_s: float = 120.0) -> None:
-    """Wait for a condition, looking every few milliseconds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
-        time.sleep(0.003)
 
 
 class Output:
@@ -94,88 +81,7 @@ class Output:
         return {**{name: self.read(name) for name in files}, "root": root.encode()}
 
 
-class Run:
-    """`jobs/generate.py` as a process in a session of its own, by which all that it starts can be found."""
-
-    def __init__(self, model: Path, output: Output, log: Path, *flags: str | int, prefix: tuple[str, ...] = ()) -> None:
-        command = [*prefix, sys.executable, str(ROOT / "jobs" / "generate.py"), "--model", str(model)]
-        command += ["--output", output.url, *map(str, (*FLAGS, *flags))]
-        self._log = log
-        self.started = time.monotonic()
-        with log.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def error(self) -> str:
-        """Its one line of an error."""
-        lines = [line for line in self.log().splitlines() if line.startswith("generate: error: ")]
-        assert len(lines) == 1, self.log()
-        return lines[0]
-
-    def wait(self, status: int = 0, within_s: float = 200.0) -> None:
-        assert self.process.wait(within_s) == status, self.log()
-
-    def kill(self) -> None:
-        """SIGKILL to the driver alone."""
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        """SIGKILL to everything of its session, until nothing is left."""
-
-        def gone() -> bool:
-            for process in psutil.process_iter():
-                with contextlib.suppress(psutil.Error, ProcessLookupError):
-                    if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
-                        process.kill()
-                        return False
-            return True
-
-        until(gone, "everything that the run started is gone")
-        self.process.wait()
-
-
 Start = Callable[..., Run]
-
-
-def actors() -> list[psutil.Process]:
-    """The actors of the clusters that this test process has started, those that have begun to work."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "".join(process.cmdline()[:1]).startswith("ray::MapWorker("):
-                found.append(process)
-    return found
-
-
-@contextlib.contextmanager
-def ray_here() -> Iterator[None]:
-    """A Ray for calls in this process. The session's own is ended: one cluster at a time."""
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def cluster_of(*cpus: int) -> Iterator[Cluster]:
-    """A cluster of nodes with these CPUs; RAY_ADDRESS is its address meanwhile."""
-    arguments = {"object_store_memory": 128 << 20}
-    head = {**arguments, "num_cpus": cpus[0], "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for count in cpus[1:]:
-            cluster.add_node(num_cpus=count, **arguments)
-        cluster.wait_for_nodes()
-        os.environ["RAY_ADDRESS"] = cluster.address
-        yield cluster
-    finally:
-        os.environ.pop("RAY_ADDRESS", None)
-        cluster.shutdown()
 
 
 def make(model: Path, output: Path, count: int = COUNT) -> None:
@@ -216,22 +122,13 @@ def start(model: Path, tmp_path: Path) -> Iterator[Start]:
     runs: list[Run] = []
 
     def call(output: Output, *flags: str | int, prefix: tuple[str, ...] = ()) -> Run:
-        runs.append(Run(model, output, tmp_path / f"log{len(runs)}", *flags, prefix=prefix))
+        chosen = ("--model", model, "--output", output.url, *FLAGS, *flags)
+        runs.append(Run("generate", tmp_path / f"log{len(runs)}", *chosen, prefix=prefix))
         return runs[-1]
 
     yield call
     for run in runs:
         run.end()
-
-
-@pytest.fixture
-def proxy(s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy without faults, for the time being; the environment has it as the endpoint."""
-    with FaultyProxy(s3_server, seed=SEED, stall_s=0.5) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        S3FileSystem.clear_instance_cache()  # the last one's connections lead to another proxy
-        yield proxy
-    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
@@ -556,7 +453,7 @@ class TestOneCluster:
         killed: set[int] = set()
         for at in (1, 5, 10, 15):
             until(lambda at=at: output.parts() >= at, f"{at} parts")
-            busy = [actor for actor in actors() if actor.pid not in killed]
+            busy = [actor for actor in workers(psutil.Process(), "MapWorker") if actor.pid not in killed]
             victim = moments.choice(busy)
             killed.add(victim.pid)
             victim.kill()
@@ -573,7 +470,7 @@ class TestOneCluster:
         killed: set[int] = set()
 
         def ended() -> bool:
-            for actor in actors():
+            for actor in workers(psutil.Process(), "MapWorker"):
                 killed.add(actor.pid)
                 with contextlib.suppress(psutil.Error):
                     actor.kill()

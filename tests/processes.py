@@ -1,0 +1,103 @@
+"""What the tests of violence share: commands as processes that can be killed, and clusters."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.conftest import ROOT
+
+
+def until(condition: Callable[[], bool], what: str, within_s: float = 120.0) -> None:
+    """Wait for a condition, looking every few milliseconds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
+        time.sleep(0.003)
+
+
+class Run:
+    """A command as a process in a session of its own, by which all that it starts can be found."""
+
+    def __init__(self, name: str, log: Path, *flags: str | int | Path, prefix: tuple[str, ...] = ()) -> None:
+        command = [*prefix, sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, flags)]
+        self._name, self._log = name, log
+        self.started = time.monotonic()
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def error(self) -> str:
+        """Its one line of an error."""
+        lines = [line for line in self.log().splitlines() if line.startswith(f"{self._name}: error: ")]
+        assert len(lines) == 1, self.log()
+        return lines[0]
+
+    def wait(self, status: int = 0, within_s: float = 200.0) -> None:
+        assert self.process.wait(within_s) == status, self.log()
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """SIGKILL to everything of its session, until nothing is left."""
+
+        def gone() -> bool:
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error, ProcessLookupError):
+                    if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                        process.kill()
+                        return False
+            return True
+
+        until(gone, "everything that the run started is gone")
+        self.process.wait()
+
+
+def workers(of: psutil.Process, name: str) -> list[psutil.Process]:
+    """Ray's workers below a process that have begun to work: Ray Data's `MapWorker`, Ray Train's `RayTrainWorker`."""
+    found = []
+    for process in of.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith(f"ray::{name}"):
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def ray_here() -> Iterator[None]:
+    """A Ray for calls in this process. The session's own is ended: one cluster at a time."""
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def cluster_of(*cpus: int) -> Iterator[Cluster]:
+    """A cluster of nodes with these CPUs; RAY_ADDRESS is its address meanwhile."""
+    arguments = {"object_store_memory": 128 << 20}
+    head = {**arguments, "num_cpus": cpus[0], "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for count in cpus[1:]:
+            cluster.add_node(num_cpus=count, **arguments)
+        cluster.wait_for_nodes()
+        os.environ["RAY_ADDRESS"] = cluster.address
+        yield cluster
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        cluster.shutdown()

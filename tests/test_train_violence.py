@@ -1,0 +1,193 @@
+"""Training that is killed, preempted, cut off and resized: it ends in the weights of the run that nobody disturbed.
+
+Real processes, real signals, a real S3 server behind a proxy that fails (tests/faults.py). On another number of workers
+the batches are the same and the statistics of batch norm are not: there the losses must be finite and comparable.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from safetensors.torch import load
+
+from pipelines import order
+from pipelines.storage import Folder
+from tests.conftest import ROOT
+from tests.faults import RATES, FaultyProxy
+from tests.processes import Run, cluster_of, until, workers
+
+BATCH, TICK, IMAGES = 16, 320, 2560
+LAST = f"checkpoints/{IMAGES:012d}/state.safetensors"
+FLAGS = ("--width", 8, "--batch-size", BATCH, "--tick", TICK, "--images", IMAGES, "--keep", 100)
+METHOD = ("--shuffle", 64, "--metric-images", 100)  # a stream reads its next shard when it needs it
+Start = Callable[..., Run]
+
+
+@pytest.fixture
+def start(digits: Path, tmp_path: Path) -> Iterator[Start]:
+    """Train into a place; all that is started is ended with the test. The session's own Ray ends: one at a time."""
+    ray.shutdown()
+    begun: list[Run] = []
+
+    def call(place: str | Path, *flags: str | int, data: str | Path = digits) -> Run:
+        chosen = ("--data", data, "--run", place, *FLAGS, *METHOD, *flags)
+        begun.append(Run("train", tmp_path / f"log{len(begun)}", *chosen))
+        return begun[-1]
+
+    yield call
+    for run in begun:
+        run.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two workers that every other must equal. Not to be changed."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    ray.shutdown()
+    run = Run("train", place / "log", "--data", digits, "--run", place / "run", *FLAGS, *METHOD, "--workers", 2)
+    run.wait()
+    run.end()
+    return place / "run"
+
+
+def saved(place: str | Path) -> list[int]:
+    """The images of the checkpoints that are complete."""
+    names = Folder(f"{place}/checkpoints").tree()
+    return sorted(int(name.split("/")[0]) for name in names if name.endswith("/checkpoint.json"))
+
+
+def until_saved(place: str | Path, images: int, run: Run) -> None:
+    def there() -> bool:
+        assert run.process.poll() is None, run.log()
+        return bool(saved(place)) and saved(place)[-1] >= images
+
+    until(there, f"the checkpoint of {images} images")
+
+
+def assert_equal(place: str | Path, expected: Path) -> None:
+    """The last checkpoint, the best model and the pictures, byte for byte; the statistics but for times."""
+    folder, best = Folder(str(place)), json.loads((expected / "best.json").read_text())
+    names = [LAST, "best.json", *(f"{best['model']}/{name}" for name in ("model.json", "generator.safetensors"))]
+    for name in [*names, *(f"grids/{images:012d}.png" for images in saved(expected))]:
+        assert folder.read(name) == (expected / name).read_bytes(), name
+    losses = [[json.loads(line)["loss_d"] for line in data.splitlines()] for data in (
+        folder.read("stats.jsonl"), (expected / "stats.jsonl").read_bytes())]  # fmt: skip
+    assert len(losses[0]) == len(losses[1]) == IMAGES // TICK
+
+
+def assert_comparable(place: str | Path, expected: Path) -> None:
+    """Across numbers of workers: every loss is finite, and those at the end are of the same size."""
+    mine, theirs = (
+        [json.loads(line) for line in (Path(run) / "stats.jsonl").read_text().splitlines()] for run in (place, expected)
+    )
+    assert [tick["images"] for tick in mine] == [tick["images"] for tick in theirs]
+    for name in ("loss_d", "loss_g"):
+        assert all(math.isfinite(tick[name]) for tick in mine)
+        assert 0.4 < mine[-1][name] / theirs[-1][name] < 2.5
+    state = load((Path(place) / LAST).read_bytes())
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
+
+
+def test_a_killed_rank_and_then_a_killed_driver_leave_the_same_weights(
+    start: Start, undisturbed: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    run = start(place, "--workers", 2)
+    until_saved(place, 2 * TICK, run)
+    ranks = workers(psutil.Process(run.process.pid), "RayTrainWorker")
+    assert len(ranks) == 2
+    ranks[1].kill()  # Ray starts both anew, from the newest checkpoint
+    until_saved(place, 4 * TICK, run)
+    assert {rank.pid for rank in workers(psutil.Process(run.process.pid), "RayTrainWorker")}.isdisjoint(
+        rank.pid for rank in ranks
+    )
+    run.kill()
+    run.end()
+    assert max(saved(place)) < IMAGES
+    run = start(place, "--workers", 2)
+    run.wait()
+    assert "; going on after " in run.log()
+    assert_equal(place, undisturbed)
+
+
+def test_an_exception_in_a_rank_ends_the_job_and_the_same_command_goes_on(
+    start: Start, undisturbed: Path, digits: Path, tmp_path: Path
+) -> None:
+    """A shard that cannot be read, and that the last stream needs in the middle of the epoch."""
+    plan = order.make_plan((1000,) * 5, BATCH, 64, seed=0)
+    number = order.spans(plan, 0, plan.streams - 1)[-1].shard
+    place, shard = tmp_path / "run", digits / "shards" / f"{number:06d}.tar"
+    hidden = shard.rename(shard.with_suffix(".hidden"))
+    try:
+        run = start(place, "--workers", 2, "--max-failures", 1)
+        run.wait(status=1)
+    finally:
+        hidden.rename(shard)
+    assert f"shards/{shard.name}" in run.error()
+    assert "--max-failures are used up" in run.error()
+    assert "What is saved stays; the same command goes on from there" in run.error()
+    run.end()
+    assert 0 < max(saved(place)) < IMAGES
+    run = start(place, "--workers", 2)
+    run.wait()
+    assert_equal(place, undisturbed)
+
+
+def test_a_failing_store_and_a_crash_while_a_checkpoint_is_sent_leave_the_same_weights(
+    start: Start, undisturbed: Path, digits: Path, s3: str, proxy: FaultyProxy
+) -> None:
+    place = f"{s3}/run"
+    third = f"checkpoints/{3 * TICK:012d}/state"
+
+    def where(method: str, path: str) -> bool:
+        return method == "PUT" and third in path
+
+    proxy.kinds, proxy.where, proxy.stall_s = {"stall": 1.0}, where, 100.0
+    run = start(place, "--workers", 2)
+    until(lambda: proxy.counts["stall"] > 0, "the third checkpoint is being sent")
+    run.end()
+    proxy.kinds, proxy.where, proxy.stall_s = RATES, lambda method, path: True, 0.5
+    assert saved(place) == [TICK, 2 * TICK]
+    run = start(place, "--workers", 2)
+    run.wait()
+    assert f"; going on after {2 * TICK:,} images" in run.log()
+    assert sum(proxy.counts.values()) > 10, proxy.counts
+    proxy.kinds = {}
+    assert_equal(place, undisturbed)
+
+
+def test_a_preempted_node_leaves_a_checkpoint_in_time_and_the_rest_goes_on(
+    start: Start, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Elastic: two nodes of one CPU, of which one is drained as a cloud does it; then one worker does the rest."""
+    place = tmp_path / "run"
+    with cluster_of(1, 1) as cluster:
+        run = start(place, "--workers", "1:2")
+        until_saved(place, 2 * TICK, run)
+        address, node = cluster.address, next(iter(cluster.worker_nodes)).node_id
+        drain = [Path(sys.executable).parent / "ray", "drain-node", "--address", address, "--node-id", node]
+        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
+        subprocess.run([*map(str, drain), *why, "15"], cwd=ROOT, check=True, capture_output=True)
+        run.wait()
+        run.end()
+    between = [images for images in saved(place) if images % TICK]
+    assert len(between) == 1, saved(place)  # not at a tick: at the notice
+    assert_comparable(place, undisturbed)
+
+
+@pytest.mark.long  # the test above is this one's short form
+def test_two_workers_then_one_then_two_again(start: Start, undisturbed: Path, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    for number, count in enumerate((2, 1)):
+        run = start(place, "--workers", count)
+        until_saved(place, (2 + 2 * number) * TICK, run)
+        run.end()
+    run = start(place, "--workers", 2)
+    run.wait()
+    assert_comparable(place, undisturbed)
