@@ -85,7 +85,7 @@ class TrainSettings(JobSettings):
     clip: float = Field(0.01, description="wgan: the bound of the discriminator's weights")
     gradient_penalty: float = Field(10.0, description="wgan-gp: the weight of the penalty")
     augment: str = Field(
-        "", description=f"some of {','.join(POLICIES)}: what is done to all images that the discriminator sees"
+        "", description=f"of all that the discriminator sees: any of {','.join(POLICIES)}, joined by commas; '': none"
     )
     generator_lr: float = Field(2e-4, description="Adam's rate for the generator")
     discriminator_lr: float = Field(2e-4, description="Adam's rate for the discriminator")
