@@ -8,6 +8,7 @@ Source: Binkowski et al. 2018, arXiv:1801.01401 (KID); random features: Naeem et
 """
 
 import itertools
+import math
 
 import numpy as np
 import torch
@@ -48,11 +49,34 @@ class RandomFeatures(nn.Module):
 
 def kernel_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
     """Unbiased squared MMD with k(x, y) = (x.y / F + 1)^3, on features scaled to the real ones' spread; 0 is equal."""
-    mean_F, std_F = real_NF.double().mean(0), real_NF.double().std(0)
-    # A feature that is dead on these real images would have a spread of 0 and, cubed, decide the distance alone.
-    std_F = std_F.clamp_min(max(MIN_SPREAD * float(std_F.mean()), 1e-6))
-    real, fake = (real_NF.double() - mean_F) / std_F, (fake_MF.double() - mean_F) / std_F
+    real, fake = _scaled(real_NF, fake_MF)
     n, m, size = len(real), len(fake), real.shape[1]
     rr, ff, rf = ((a @ b.T / size + 1.0) ** 3 for a, b in ((real, real), (fake, fake), (real, fake)))
     within = (rr.sum() - rr.trace()) / (n * (n - 1)) + (ff.sum() - ff.trace()) / (m * (m - 1))
     return float(within - 2.0 * rf.mean())
+
+
+def diversity(real_NF: Tensor, fake_NF: Tensor, label_N: Tensor | None = None) -> float:
+    """How varied the fakes are for how varied the reals are: 1 is as varied, 0 is one picture again and again.
+
+    The root of the ratio of mean squared distances from the mean, in the features of `kernel_distance`. With labels
+    (the same for both) distances are taken from the class's own mean: ten classes of one picture each are 0 too.
+    A few pictures far apart, again and again, are not told from variety.
+    """
+    real, fake = (_spread(features, label_N) for features in _scaled(real_NF, fake_NF))
+    return math.sqrt(fake / max(real, 1e-12))
+
+
+def _scaled(real_NF: Tensor, fake_MF: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, scaled to the real ones' mean 0 and spread 1."""
+    mean_F, std_F = real_NF.double().mean(0), real_NF.double().std(0)
+    # A feature that is dead on these real images would have a spread of 0 and, cubed, decide the distance alone.
+    std_F = std_F.clamp_min(max(MIN_SPREAD * float(std_F.mean()), 1e-6))
+    return (real_NF.double() - mean_F) / std_F, (fake_MF.double() - mean_F) / std_F
+
+
+def _spread(features_NF: Tensor, label_N: Tensor | None) -> float:
+    """The mean squared distance from the mean, or from the mean of one's class."""
+    groups = [features_NF] if label_N is None else [features_NF[label_N == label] for label in {*label_N.tolist()}]
+    squares = sum(float((group - group.mean(0)).square().sum()) for group in groups)
+    return squares / len(features_NF)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dcgan import latents
+from dcgan import augment, latents
 from dcgan.arithmetic import Arithmetic
-from dcgan.losses import LOSSES
+from dcgan.losses import LOSSES, gradient_penalty
 from dcgan.networks import Discriminator, Generator, NetworkConfig, build
 
 STANDING_BATCHES = 16  # batches from which the exported generator's batch statistics are taken anew
@@ -35,9 +35,15 @@ class MethodConfig:
     """The training method's own settings. Raises ValueError naming the field, its value and what is allowed."""
 
     loss: str = "log"
-    """`log`: non-saturating log loss. `hinge`."""
+    """`log`: non-saturating log loss. `hinge`. `wgan`: Wasserstein, clipped. `wgan-gp`: Wasserstein, penalised."""
     label_smoothing: float = 0.0
-    """How far the real images' target is below 1 (one-sided)."""
+    """How far the real images' target is below 1 (one-sided). 0 for Wasserstein losses, which have no target."""
+    clip: float = 0.01
+    """`wgan`: the bound of the discriminator's weights."""
+    gradient_penalty: float = 10.0
+    """`wgan-gp`: the weight of the penalty."""
+    augment: str = ""
+    """What is done to every image before the discriminator sees it, joined by commas: see `augment.POLICIES`."""
     generator_lr: float = 2e-4
     """Adam's rate for the generator."""
     discriminator_lr: float = 2e-4
@@ -53,20 +59,33 @@ class MethodConfig:
         for name, low, high in (("label_smoothing", 0.0, 0.5), ("beta1", 0.0, 0.999), ("ema", 0.0, 0.99999)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {low} to {high}")
-        for name in ("generator_lr", "discriminator_lr"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+        for name, most in (("generator_lr", 1), ("discriminator_lr", 1), ("clip", 1), ("gradient_penalty", 1000)):
+            if not 0.0 < getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most {most}")
+        if self.label_smoothing and LOSSES[self.loss].critic:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}; it must be 0 with loss {self.loss}, which has no target"
+            )
+        augment.check(self.augment)
 
 
 class RealAndFake(nn.Module):
-    """The discriminator on both batches in one forward: DistributedDataParallel wants one forward a backward."""
+    """The discriminator on both batches in one forward: DistributedDataParallel wants one forward a backward.
 
-    def __init__(self, discriminator: Discriminator) -> None:
+    So the penalty is taken in here too, and one backward sums up all that moves a weight before ranks share it.
+    """
+
+    def __init__(self, discriminator: Discriminator, penalised: bool) -> None:
         super().__init__()
-        self.discriminator = discriminator
+        self.discriminator, self.penalised = discriminator, penalised
 
-    def forward(self, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.discriminator(real_BCHW, label_B), self.discriminator(fake_BCHW, label_B)
+    def forward(
+        self, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The logits real_B and fake_B, and the gradient penalty where the loss has one."""
+        real_B, fake_B = self.discriminator(real_BCHW, label_B), self.discriminator(fake_BCHW, label_B)
+        penalty = gradient_penalty(self.discriminator, real_BCHW, fake_BCHW, label_B) if self.penalised else None
+        return real_B, fake_B, penalty
 
 
 class Training:
@@ -90,6 +109,7 @@ class Training:
         self.generator = generator.to(arithmetic.device)
         self.discriminator = discriminator.to(arithmetic.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.logits = torch.zeros(0), torch.zeros(0)  # of the last step's real and fake images
         self._loss = LOSSES[method.loss]
         betas, fused = (method.beta1, 0.999), True
         self.generator_adam = torch.optim.Adam(self.generator.parameters(), method.generator_lr, betas, fused=fused)
@@ -97,7 +117,7 @@ class Training:
             self.discriminator.parameters(), method.discriminator_lr, betas, fused=fused
         )
         self._generate: nn.Module = self.generator
-        self._discriminate: nn.Module = RealAndFake(self.discriminator)
+        self._discriminate: nn.Module = RealAndFake(self.discriminator, self._loss.penalised)
         if world > 1:
             device_ids = [torch.cuda.current_device()] if arithmetic.device == "cuda" else None
             self._generate = DistributedDataParallel(self._generate, device_ids, broadcast_buffers=False)
@@ -111,29 +131,37 @@ class Training:
         Args:    images_BHWC: this rank's share of the batch, uint8. labels_B: int64, not used without classes.
                  images_seen: real images that all ranks had seen before this step.
                  first, batch: where in the global batch the share begins, and that batch's size; alone: all of it.
-        Returns: scalars, still on the device: `loss_d`, `loss_g`, `real_accuracy`, `fake_accuracy`.
+        Returns: scalars, still on the device: `loss_d`, `loss_g`, `real_accuracy`, `fake_accuracy` (of this rank's
+                 share; a critic's border is halfway between its means), `gradient_d`, `gradient_g` (lengths of the
+                 gradients that all ranks share). `logits` then holds what the discriminator said of this batch.
         """
         count = len(images_BHWC)
         batch = batch or count
         first += images_seen
         # Gradients are averaged over ranks; where shares differ in size, each image is still to count alike.
         weight = count * self.world / batch
-        torch.manual_seed(_mix(self.seed, first))  # for dropout
+        torch.manual_seed(_mix(self.seed, first))  # for dropout, augmentation and the penalty's points
         z_BZ = self._to_device(latents.normal(first, count, self.network.z_dim, latents.TRAINING, self.seed))
         label_B = self._to_device(labels_B) if self.network.num_classes else None
         real_BCHW = self._to_device(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
         with self.arithmetic.autocast():
             fake_BCHW = self._generate(z_BZ, label_B)
-            real_B, fake_B = self._discriminate(real_BCHW, fake_BCHW.detach(), label_B)
+            real_B, fake_B, penalty = self._discriminate(
+                self._augment(real_BCHW), self._augment(fake_BCHW.detach()), label_B
+            )
         loss_d = self._loss.discriminator(real_B.float(), fake_B.float(), self.method.label_smoothing)
+        if penalty is not None:
+            loss_d = loss_d + self.method.gradient_penalty * penalty
         self.discriminator_adam.zero_grad()
         (loss_d * weight).backward()  # type: ignore[no-untyped-call]
         self.discriminator_adam.step()
+        if self._loss.clipped:
+            self._clip()
 
         self.discriminator.requires_grad_(False)  # its gradients would be thrown away
         with self.arithmetic.autocast():
-            judged_B = self.discriminator(fake_BCHW, label_B)
+            judged_B = self.discriminator(self._augment(fake_BCHW), label_B)
         loss_g = self._loss.generator(judged_B.float())
         self.generator_adam.zero_grad()
         (loss_g * weight).backward()  # type: ignore[no-untyped-call]
@@ -141,11 +169,15 @@ class Training:
         self.discriminator.requires_grad_(True)
 
         self._update_average(images_seen // batch)
+        self.logits = real_B.detach(), fake_B.detach()
+        border = (real_B.mean() + fake_B.mean()).detach() / 2 if self._loss.critic else 0
         return {
             "loss_d": loss_d.detach(),
             "loss_g": loss_g.detach(),
-            "real_accuracy": (real_B > 0).float().mean(),
-            "fake_accuracy": (fake_B < 0).float().mean(),
+            "real_accuracy": (real_B > border).float().mean(),
+            "fake_accuracy": (fake_B < border).float().mean(),
+            "gradient_d": _length(self.discriminator),
+            "gradient_g": _length(self.generator),
         }
 
     def export(self) -> tuple[Generator, Discriminator]:
@@ -200,6 +232,16 @@ class Training:
     def _adams(self) -> dict[str, torch.optim.Adam]:
         return {"generator_adam": self.generator_adam, "discriminator_adam": self.discriminator_adam}
 
+    def _augment(self, images_BCHW: Tensor) -> Tensor:
+        return augment.augment(images_BCHW, self.method.augment)
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        """Batch norms' scales too, as in the paper's own code."""
+        weights: list[Tensor] = list(self.discriminator.parameters())
+        torch._foreach_clamp_min_(weights, -self.method.clip)
+        torch._foreach_clamp_max_(weights, self.method.clip)
+
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
         """Exponential moving average, with a shorter memory at the start so that the initial weights fade at once."""
@@ -221,6 +263,11 @@ def check_finite(scalars: Mapping[str, float], images: int) -> None:
     if bad:
         values = ", ".join(f"{name} = {value}" for name, value in bad.items())
         raise NonFiniteError(f"{values} after {images} images")
+
+
+def _length(network: nn.Module) -> Tensor:
+    """The Euclidean length of a network's gradient."""
+    return torch.nn.utils.get_total_norm([weight.grad for weight in network.parameters() if weight.grad is not None])
 
 
 def _below(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:

@@ -35,6 +35,13 @@ class Progress:
             self._logged = time.monotonic()
             self._print()
 
+    def tell(self, line: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     @property
     def seconds(self) -> float:
         """Time since the start."""

@@ -1,11 +1,11 @@
 """A training run's directory: what is in it, how a checkpoint is committed, and how the newest good one is found.
 
 run.json                      the claim: all that decides the weights, and the settings
-stats.jsonl                   one line a tick
+stats.jsonl                   one line a tick, its distance with its protocol
 reals.png, grids/N.png        real images; fixed latents after N images
 checkpoints/N/                state.safetensors, then checkpoint.json: with it the checkpoint is complete
 models/N/                     the model after N images; best.json names the best
-tensorboard/                  the same numbers as curves
+tensorboard/                  the same numbers as curves, and the discriminator's logits as histograms
 report.md                     how the run went, for people; written at its end
 """
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dcgan import model_files
+from jobs import symptoms
 from jobs.models import BEST
 from pipelines import claim
 from pipelines.storage import Folder, MissingError
@@ -113,17 +114,23 @@ def read_best(run: Folder) -> dict[str, Any] | None:
 
 
 def write_report(run: Folder) -> None:
-    """report.md: the best model with its protocol, every tick, the last picture and the settings."""
+    """report.md: the best model with its protocol, what looked wrong, every tick, the last picture, the settings."""
     ticks, best = read_stats(run), read_best(run)
     assert best is not None, "a run that reached its end has a best model"
     claimed = json.loads(run.read(CLAIM))
-    names = ["images", "loss_d", "loss_g", "real_accuracy", "fake_accuracy", best["metric"], "images_per_second"]
+    warnings = symptoms.warnings(ticks, claimed["identity"]["method"]["loss"])
+    names = ["images", "loss_d", "loss_g", "real_accuracy", "fake_accuracy", best["metric"], "diversity"]
+    names += ["images_per_second"]
     lines = [
         f"# A training run of {ticks[-1]['images']:,} images",
         "",
         f"Best model: `{best['model']}`, {best['metric']} {best['value']:.5f} after {best['images']:,} images "
         f"({best['protocol']}).",
         "",
+        "Warnings:" if warnings else "Nothing looked wrong (docs/training.md, Warnings).",
+        "",
+        *(f"* {warning}" for warning in warnings),
+        *([""] if warnings else []),
         f"![samples at the end](grids/{ticks[-1]['images']:012d}.png)",
         "",
         "| " + " | ".join(names) + " |",

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from dcgan.losses import LOSSES
+from dcgan.augment import POLICIES
 from dcgan.networks import NetworkConfig
 from dcgan.training import MethodConfig
 from jobs import cluster, runs, trainer
@@ -76,8 +76,17 @@ class TrainSettings(JobSettings):
     width: Number = Field(64, description="channels of the outermost hidden layers (dcgan)")
     z_dim: Number = Field(100, description="size of the latent vector")
     conditional: bool = Field(False, description="condition both networks on the dataset's classes")
-    loss: Literal["log", "hinge"] = Field("log", description=f"one of {', '.join(LOSSES)}")
-    label_smoothing: float = Field(0.0, description="one-sided: how far the target of real images is below 1")
+    loss: Literal["log", "hinge", "wgan", "wgan-gp"] = Field(
+        "log", description="log: non-saturating; hinge; wgan: Wasserstein, clipped; wgan-gp: Wasserstein, penalised"
+    )
+    label_smoothing: float = Field(
+        0.0, description="log, hinge: how far the target of real images is below 1 (one-sided)"
+    )
+    clip: float = Field(0.01, description="wgan: the bound of the discriminator's weights")
+    gradient_penalty: float = Field(10.0, description="wgan-gp: the weight of the penalty")
+    augment: str = Field(
+        "", description=f"of all that the discriminator sees: any of {','.join(POLICIES)}, joined by commas; '': none"
+    )
     generator_lr: float = Field(2e-4, description="Adam's rate for the generator")
     discriminator_lr: float = Field(2e-4, description="Adam's rate for the discriminator")
     beta1: float = Field(0.5, description="Adam's first moment decay")
@@ -125,7 +134,8 @@ class Board:
         self.post = trainer.Post(0, "", "")
 
     def write(self, post: trainer.Post) -> None:
-        self.post = post
+        """Warnings stay until others come: the next post may be there before the driver looks."""
+        self.post = post._replace(warnings=post.warnings or self.post.warnings)
 
     def read(self) -> trainer.Post:
         return self.post
@@ -235,11 +245,18 @@ def _default_workers(plan: order.Plan, most: int) -> int:
 def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
     """Run the training, showing what rank 0 posts. Raises LostWorkError if it does not reach its end."""
     over = threading.Event()
+    told: set[str] = set()
+
+    def show(post: trainer.Post) -> None:
+        progress.update(max(post.images, saved), post.note)
+        for warning in post.warnings:
+            if warning not in told:
+                progress.tell(f"train: warning: {warning}")
+        told.update(post.warnings)
 
     def watch() -> None:
         while not over.wait(0.5):
-            post: trainer.Post = ray.get(board.read.remote())
-            progress.update(max(post.images, saved), post.note)
+            show(ray.get(board.read.remote()))
 
     with Progress("train", total, "images", done=saved) as progress:
         watcher = threading.Thread(target=watch, daemon=True)
@@ -258,7 +275,7 @@ def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
             over.set()
             watcher.join()
         last: trainer.Post = ray.get(board.read.remote())
-        progress.update(last.images, last.note)
+        show(last)
         if last.error:
             raise LostWorkError(last.error)
 

@@ -1,5 +1,7 @@
 """What runs on each training worker: the loop, and what rank 0 writes at every tick."""
 
+import resource
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from dcgan.model_files import Model
 from dcgan.networks import NetworkConfig
 from dcgan.sampling import Sampler
 from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
-from jobs import models, runs
+from jobs import models, runs, symptoms
 from pipelines import dataset, images, loader, shards
 from pipelines.order import Plan
 from pipelines.storage import Folder
@@ -30,11 +32,12 @@ GRID_SEED = 2**62  # far from the seeds that people generate from
 
 
 class Post(NamedTuple):
-    """How far rank 0 is; `error` says why training had to stop."""
+    """How far rank 0 is; `error` says why training had to stop, `warnings` what looks wrong."""
 
     images: int
     note: str
     error: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +110,7 @@ def train(config: dict[str, Any]) -> None:
             scalars["images_per_second"] = len(history) * job.plan.batch / seconds
             scalars["data_wait_share"] = waited / seconds
             note = recorder.tick(training, seen, scalars)
-            config["board"].write.remote(Post(seen, note, ""))
+            config["board"].write.remote(Post(seen, note, "", recorder.warnings()))
         ray.train.report({"images": seen})  # also a barrier: no rank runs ahead of a checkpoint
         history, waited, since = [], 0.0, time.monotonic()
     batches.close()
@@ -149,6 +152,7 @@ class Recorder:
         self.real, self.labels = _first_images(data, index, job.metric_images)
         self.features = metrics.RandomFeatures(job.network.channels)
         self.real_features = self.features(self.real)
+        self.protocol = f"{metrics.PROTOCOL}; {len(self.real)} real and as many fake, seeds from {GRID_SEED}"
         self.scratch = tempfile.TemporaryDirectory(prefix="ganmill-tensorboard-")
         self.board = SummaryWriter(self.scratch.name)
         if not self.ticks:
@@ -161,13 +165,16 @@ class Recorder:
         sampler = Sampler(model, self.job.arithmetic, 128)
         labels = self.labels if self.classes else None
         fake = sampler.sample(range(GRID_SEED, GRID_SEED + len(self.real)), labels)
-        distance = metrics.kernel_distance(self.real_features, self.features(fake.images_NHWC))
-        scalars = {**scalars, "kernel_distance": distance}
+        fake_features = self.features(fake.images_NHWC)
+        distance = metrics.kernel_distance(self.real_features, fake_features)
+        label_N = None if labels is None else torch.from_numpy(labels)
+        diversity = metrics.diversity(self.real_features, fake_features, label_N)
+        scalars = {**scalars, "kernel_distance": distance, "diversity": diversity, **_memory()}
         rows = _rows(fake.images_NHWC, self.labels, self.classes)
         grid = images.grid(rows, scale=_scale(self.job))
         self.run.write(f"grids/{seen:012d}.png", images.encode(grid))
-        self.ticks.append({"images": seen, **scalars})
-        self._curves(seen, scalars, grid)
+        self.ticks.append({"images": seen, **scalars, "protocol": self.protocol})
+        self._curves(seen, scalars, grid, training.logits)
         self._keep_best(model, seen, distance)
         # The checkpoint last: a crash before it makes the whole tick again, to the same result.
         runs.write_stats(self.run, self.ticks)
@@ -184,6 +191,10 @@ class Recorder:
         self.board.close()
         self.scratch.cleanup()
 
+    def warnings(self) -> tuple[str, ...]:
+        """What looks wrong by the ticks so far."""
+        return tuple(symptoms.warnings(self.ticks, self.job.method.loss))
+
     def last_good(self) -> str:
         """Where to go back to, for the message of a run that had to stop."""
         return f"last good checkpoint: {self.saved:,} images in {self.run}" if self.saved else "no checkpoint yet"
@@ -198,18 +209,19 @@ class Recorder:
             return
         name = f"models/{seen:012d}"
         models.save(model, self.run / name)
-        protocol = f"{metrics.PROTOCOL}; {len(self.real)} real and as many fake"
-        runs.write_best(
-            self.run,
-            {"model": name, "images": seen, "metric": "kernel_distance", "value": distance, "protocol": protocol},
-        )
+        best_now = {"model": name, "images": seen, "metric": "kernel_distance", "value": distance}
+        runs.write_best(self.run, {**best_now, "protocol": self.protocol})
         if best is not None and best["model"] != name:
             runs.delete(self.run, best["model"], models.FILES)
 
-    def _curves(self, seen: int, scalars: dict[str, float], grid: np.ndarray) -> None:
+    def _curves(
+        self, seen: int, scalars: dict[str, float], grid: np.ndarray, logits: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
         """TensorBoard's event file, copied to the run as it grows."""
         for name, value in scalars.items():
             self.board.add_scalar(name, value, seen)
+        for name, logits_B in zip(("real", "fake"), logits, strict=True):
+            self.board.add_histogram(f"logits/{name}", logits_B.float().cpu(), seen)
         self.board.add_image("samples", grid, seen, dataformats="HWC")
         self.board.flush()
         for file in Path(self.scratch.name).iterdir():
@@ -236,6 +248,15 @@ def _rows(pictures: np.ndarray, labels: np.ndarray, classes: list[str] | None) -
         return [list(pictures[i : i + GRID_COLUMNS]) for i in range(0, min(len(pictures), 100), GRID_COLUMNS)]
     rows = [list(pictures[labels == label][:GRID_COLUMNS]) for label in range(min(len(classes), 10))]
     return [row for row in rows if row]
+
+
+def _memory() -> dict[str, float]:
+    """The most memory that this rank has held so far, in MiB, and on its GPU."""
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # macOS counts bytes, Linux KiB
+    held = {"memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if torch.cuda.is_available():
+        held["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / (1 << 20)
+    return held
 
 
 def _scale(job: Job) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcgan.metrics import RandomFeatures, kernel_distance
+from dcgan.metrics import RandomFeatures, diversity, kernel_distance
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,3 +117,28 @@ def test_a_feature_that_is_dead_on_the_real_images_does_not_decide_the_distance(
 def test_real_images_that_are_all_alike_give_a_number() -> None:
     assert kernel_distance(torch.ones(5, 3), torch.ones(5, 3)) == 0.0
     assert kernel_distance(torch.ones(5, 3), torch.zeros(5, 3)) > 1.0
+
+
+def test_diversity_by_hand() -> None:
+    """Standardised by the real ones' spread, which cancels: the ratio of the spreads."""
+    real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[10.0], [10.5]])
+    assert diversity(real, fake) == pytest.approx(0.25)
+    assert diversity(real, torch.tensor([[7.0], [7.0]])) == 0.0
+
+
+def test_diversity_within_classes_sees_a_picture_a_class() -> None:
+    real = torch.tensor([[0.0], [2.0], [10.0], [12.0]])
+    fake, labels = torch.tensor([[1.0], [1.0], [11.0], [11.0]]), torch.tensor([0, 0, 1, 1])
+    assert diversity(real, fake) == pytest.approx((25 / 26) ** 0.5)
+    assert diversity(real, fake, labels) == 0.0
+    assert diversity(real, real, labels) == pytest.approx(1.0)
+
+
+def test_diversity_of_pictures(features: RandomFeatures, real: Tensor) -> None:
+    """As varied, less varied, hardly, not at all."""
+    assert diversity(real, features(blobs(100, seed=1))) == pytest.approx(1.0, abs=0.15)
+    few = features(np.concatenate([blobs(10, seed=1)] * 9 + [blobs(1, seed=2)] * 10))
+    assert diversity(real, few) == pytest.approx(1.0, abs=0.4)  # not told from variety
+    alike = np.concatenate([blobs(97, seed=1)[:1].repeat(97, 0), blobs(3, seed=3)])
+    assert diversity(real, features(alike)) < 0.3
+    assert diversity(real, features(blobs(1, seed=5).repeat(100, 0))) < 1e-3

@@ -24,6 +24,12 @@ NETWORKS = {
     "dcgan with classes": NetworkConfig(image_size=32, channels=3, width=2, z_dim=6, num_classes=3),
     "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=6, num_classes=2),  # has dropout
 }
+METHODS: list[dict[str, Any]] = [
+    {},
+    {"augment": "color,translation,cutout"},
+    {"loss": "wgan"},
+    {"loss": "wgan-gp", "augment": "cutout"},
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,16 +62,19 @@ def saved(training: Training) -> bytes:
     return model_files.to_bytes(training.state())
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: ",".join(map(str, method.values())) or "log")
 @pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_run_that_was_interrupted_is_the_run_that_was_not_bit_for_bit(kind: str, arithmetic: Arithmetic) -> None:
-    never_stopped = start(kind, arithmetic)
+def test_a_run_that_was_interrupted_is_the_run_that_was_not_bit_for_bit(
+    kind: str, arithmetic: Arithmetic, method: dict[str, Any]
+) -> None:
+    never_stopped = start(kind, arithmetic, **method)
     run(never_stopped, range(2))
     checkpoint = saved(never_stopped)
     expected, end = run(never_stopped, range(2, 5)), saved(never_stopped)
 
     torch.manual_seed(999)  # another process, where other things have drawn
-    resumed = start(kind, arithmetic)
+    resumed = start(kind, arithmetic, **method)
     run(resumed, range(7, 8))  # whatever it did before is gone
     resumed.load_state(model_files.from_bytes(checkpoint))
     assert saved(resumed) == checkpoint
@@ -194,6 +203,70 @@ def test_the_average_follows_the_generator_with_a_memory_that_grows_to_its_setti
         assert torch.allclose(dict(training.average.named_parameters())[name].double(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["wgan", "wgan-gp"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_few_steps_of_a_critic_move_real_and_fake_logits_apart(kind: str, loss: str) -> None:
+    training = start(kind, loss=loss, discriminator_lr=1e-3, clip=0.1)
+    images, labels = batch(training.network, 0)
+    apart = []
+    for _ in range(15):
+        training.step(images, labels, 0)
+        apart.append((training.logits[0].mean() - training.logits[1].mean()).item())
+    assert np.mean(apart[-3:]) > np.mean(apart[:3])
+
+
+def test_clipping_bounds_every_weight_of_the_discriminator_and_none_of_the_generator() -> None:
+    training = start("dcgan with classes", loss="wgan", clip=0.005)
+    run(training, range(2))
+    assert max(weight.abs().max().item() for weight in training.discriminator.parameters()) <= 0.005
+    assert max(weight.abs().max().item() for weight in training.generator.parameters()) > 0.5  # batch norms' scales
+
+
+def test_the_penalty_is_in_the_loss_with_its_weight() -> None:
+    found = {}
+    for weight in (1.0, 10.0):
+        training = start(loss="wgan-gp", gradient_penalty=weight)
+        result = training.step(*batch(training.network, 0), 0)
+        real_B, fake_B = training.logits
+        found[weight] = result["loss_d"].item() - (fake_B.mean() - real_B.mean()).item()
+    assert found[1.0] > 0.1
+    assert found[10.0] == pytest.approx(10 * found[1.0], rel=1e-4)
+
+
+def test_the_discriminator_never_sees_an_image_that_was_not_augmented() -> None:
+    """A cutout leaves grey in real images, in fakes, and in the fakes that the generator is judged by."""
+    training = start(augment="cutout")
+    seen: list[Tensor] = []
+    training.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    run(training, range(1))
+    assert len(seen) == 3
+    for images_BCHW in seen:
+        assert ((images_BCHW == 0).flatten(1).sum(1) >= 49).all()  # a quarter of a square of 14, at a corner
+    holes = [(images_BCHW == 0) for images_BCHW in seen]
+    assert not torch.equal(holes[0], holes[1])
+    assert not torch.equal(holes[1], holes[2])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: ",".join(map(str, method.values())) or "log")
+def test_the_gradients_lengths_are_those_of_all_weights_together(method: dict[str, Any]) -> None:
+    training = start("dcgan with classes", **method)
+    (result,) = run(training, range(1))
+    for name, network in (("gradient_d", training.discriminator), ("gradient_g", training.generator)):
+        squares = sum(weight.grad.double().square().sum().item() for weight in network.parameters())
+        assert result[name] == pytest.approx(squares**0.5, rel=1e-5)
+
+
+def test_a_critics_accuracies_are_of_the_border_halfway_between_its_means() -> None:
+    training = start(loss="wgan-gp")
+    with torch.no_grad():
+        training.discriminator.head.bias.fill_(100.0)  # no logit is anywhere near 0
+    (result,) = run(training, range(1))
+    real_B, fake_B = training.logits
+    border = (real_B.mean() + fake_B.mean()) / 2
+    assert result["real_accuracy"] == (real_B > border).float().mean()
+    assert result["fake_accuracy"] == (fake_B < border).float().mean() > 0
+
+
 @pytest.mark.parametrize("loss", ["log", "hinge"])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_few_steps_on_one_batch_lower_the_discriminators_loss(kind: str, loss: str) -> None:
@@ -236,7 +309,9 @@ def test_a_steps_losses_are_those_of_its_images_labels_and_latents(kind: str, lo
         "real_accuracy": (real_B > 0).float().mean().item(),
         "fake_accuracy": (fake_B < 0).float().mean().item(),
     }
-    assert {name: value.item() for name, value in result.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert {name: result[name].item() for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert torch.allclose(training.logits[0], real_B, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(training.logits[1], fake_B, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_moves_both_networks_and_leaves_no_gradient_switched_off() -> None:
@@ -289,7 +364,14 @@ def test_only_what_is_not_finite_is_named(scalars: dict[str, float], message: st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "wgan"}, "loss is 'wgan'; it must be one of log, hinge"),
+        ({"loss": "gan"}, "loss is 'gan'; it must be one of log, hinge, wgan, wgan-gp"),
+        (
+            {"loss": "wgan-gp", "label_smoothing": 0.1},
+            "label_smoothing is 0.1; it must be 0 with loss wgan-gp, which has no target",
+        ),
+        ({"clip": 0.0}, "clip is 0.0; it must be above 0 and at most 1"),
+        ({"gradient_penalty": -1.0}, "gradient_penalty is -1.0; it must be above 0 and at most 1000"),
+        ({"augment": "flip"}, "augment is 'flip'; it must be some of color,translation,cutout, joined by commas"),
         ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be 0.0 to 0.5"),
         ({"label_smoothing": 0.6}, "label_smoothing is 0.6; it must be 0.0 to 0.5"),
         ({"beta1": 1.0}, "beta1 is 1.0; it must be 0.0 to 0.999"),

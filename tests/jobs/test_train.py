@@ -13,12 +13,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import generate, ingest, models, runs, train
 from jobs.settings import LostWorkError, UsageError
 from pipelines.storage import Folder
 
 Train = Callable[..., None]
+SCALARS = (
+    *("loss_d", "loss_g", "real_accuracy", "fake_accuracy", "gradient_d", "gradient_g"),
+    *("images_per_second", "data_wait_share", "kernel_distance", "diversity", "memory_mib"),
+)
 FIRST, LAST = "checkpoints/000000001280", "checkpoints/000000002560"
 
 
@@ -49,11 +54,17 @@ def test_a_run_leaves(digits_run: Path) -> None:
     assert identity["network"] == {
         **{"network": "dcgan", "image_size": 28, "channels": 1, "width": 16, "z_dim": 100, "num_classes": 10}
     }
+    assert identity["method"] == {
+        **{"loss": "log", "label_smoothing": 0.1, "clip": 0.01, "gradient_penalty": 10.0, "augment": ""},
+        **{"generator_lr": 5e-4, "discriminator_lr": 5e-4, "beta1": 0.5, "ema": 0.998},
+    }
     stats = ticks(digits_run)
     assert [tick["images"] for tick in stats] == [1280, 2560]
     for tick in stats:
-        for name in ("loss_d", "loss_g", "real_accuracy", "fake_accuracy", "images_per_second", "data_wait_share"):
+        for name in SCALARS:
             assert np.isfinite(tick[name])
+        assert min(tick["gradient_d"], tick["gradient_g"], tick["diversity"]) > 0
+        assert 100 < tick["memory_mib"] < 10_000
     assert names(digits_run / "grids") == ["000000001280.png", "000000002560.png"]
     for picture in ("reals.png", "grids/000000001280.png", "grids/000000002560.png"):
         assert Image.open(digits_run / picture).size == ((10 * 30 + 2) * 2, (10 * 30 + 2) * 2)  # ten rows of ten
@@ -61,6 +72,10 @@ def test_a_run_leaves(digits_run: Path) -> None:
     best = json.loads((digits_run / "best.json").read_text())
     assert best["metric"] == "kernel_distance"
     assert best["value"] == min(tick["kernel_distance"] for tick in stats)
+    assert {best["protocol"], *(tick["protocol"] for tick in stats)} == {
+        "squared MMD, cubic kernel, 384 features of a random convolutional network (seed 0); "
+        f"200 real and as many fake, seeds from {2**62}"
+    }
     assert best["model"] == f"models/{best['images']:012d}"
     model, digest = models.load(models.resolve(Folder(str(digits_run))))
     assert model.classes == [str(digit) for digit in range(10)]
@@ -69,6 +84,12 @@ def test_a_run_leaves(digits_run: Path) -> None:
     [curves] = (digits_run / "tensorboard").iterdir()
     assert curves.name.startswith("events.out.tfevents.")
     assert list(Path(tempfile.gettempdir()).glob(f"ganmill-tensorboard-*/{curves.name}")) == []
+    events = EventAccumulator(str(curves), size_guidance={"histograms": 0}).Reload()  # type: ignore[no-untyped-call]
+    assert {*events.Tags()["scalars"]} == {*SCALARS}
+    for name in ("logits/real", "logits/fake"):
+        drawn = events.Histograms(name)
+        assert [(event.step, event.histogram_value.num) for event in drawn] == [(1280, 32), (2560, 32)]
+    assert "Nothing looked wrong" in (digits_run / "report.md").read_text()
 
 
 def test_interrupted_equals_uninterrupted_and_keep(
@@ -92,7 +113,7 @@ def test_interrupted_equals_uninterrupted_and_keep(
     assert state.read_bytes() == whole
     stats = ticks(run)
     assert [tick["images"] for tick in stats] == [1280, 2560, 3840]
-    timed = ("images_per_second", "data_wait_share")
+    timed = ("images_per_second", "data_wait_share", "memory_mib")
     for mine, theirs in zip(stats[:2], ticks(digits_run), strict=True):
         assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
     first, second = (folder / "grids" / "000000002560.png" for folder in (digits_run, run))
@@ -123,6 +144,7 @@ def test_no_whole_checkpoint_is_refused(again: tuple[Path, Train]) -> None:
         ({"width": 8}, "network.width", "16", "8"),
         ({"conditional": False}, "network.num_classes", "10", "0"),
         ({"generator_lr": 1e-3}, "method.generator_lr", "0.0005", "0.001"),
+        ({"augment": "cutout"}, "method.augment", '""', '"cutout"'),
         ({"batch_size": 32}, "batch", "64", "32"),
         ({"shuffle": 100}, "shuffle", "16384", "100"),
         ({"seed": 1}, "seed", "0", "1"),
@@ -164,6 +186,38 @@ def test_loss_that_is_not_finite_stops_the_run(again: tuple[Path, Train]) -> Non
     assert text.endswith(f" after 2624 images; last good checkpoint: 2,560 images in {run}"), text
     assert names(run / "checkpoints") == ["000000001280", "000000002560"]
     assert [tick["images"] for tick in ticks(run)] == [1280, 2560]
+
+
+def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
+    again: tuple[Path, Train], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A generator that does not learn: six ticks of five steps."""
+    _, start = again
+    run = tmp_path / "wrong"
+    start(run=str(run), generator_lr=1e-9, discriminator_lr=2e-3, images=1920, tick=320)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: warning: ")]
+    strong = [line for line in told if line.startswith("train: warning: the discriminator is too strong: from ")]
+    assert len(strong) == 1, ticks(run)
+    report = (run / "report.md").read_text()
+    assert [line.removeprefix("* ") for line in report.splitlines() if line.startswith("* ")] == [
+        line.removeprefix("train: warning: ") for line in told
+    ]
+
+
+def test_wasserstein_with_penalty_and_augmentation_on_two_workers(again: tuple[Path, Train], tmp_path: Path) -> None:
+    _, start = again
+    run, new = tmp_path / "new", {"loss": "wgan-gp", "label_smoothing": 0.0, "augment": "color,translation,cutout"}
+    start(run=str(run), images=640, tick=320, **new)
+    stats = ticks(run)
+    assert [tick["images"] for tick in stats] == [320, 640]
+    assert np.isfinite([tick[name] for tick in stats for name in SCALARS]).all()
+
+
+def test_a_critic_has_no_target_to_smooth(again: tuple[Path, Train], tmp_path: Path) -> None:
+    _, start = again
+    with pytest.raises(UsageError) as error:
+        start(run=str(tmp_path / "new"), loss="wgan")
+    assert str(error.value) == "label_smoothing is 0.1; it must be 0 with loss wgan, which has no target"
 
 
 @pytest.mark.long
