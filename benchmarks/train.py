@@ -219,7 +219,7 @@ def _timed(step: Callable[[], None], count: int) -> Took:
 def _memory_over_epochs(place: Place, epochs: int) -> tuple[float, float]:
     """This process's own memory in MB after the second epoch and after the last; networks of width 4."""
     ours, own = Ours(place, replace(NETWORK, width=4)), []
-    for _ in range(epochs):
+    for _ in range(max(2, epochs)):
         ours.steps(ours.epoch)
         own.append(psutil.Process().memory_full_info().uss / 1e6)
     return own[1], own[-1]
@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="threads; with 1, no ranks")
     parser.add_argument("--steps", type=int, default=8, help="in a turn")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12, help="over which memory is watched")
+    parser.add_argument("--epochs", type=int, default=12, help="over which memory is watched; at least 2")
     parser.add_argument("--json", type=Path, help="write ratios and figures here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ganmill-bench-") as scratch:
