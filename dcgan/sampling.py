@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dcgan import latents
 from dcgan.arithmetic import Arithmetic
+from dcgan.convolutions import assembled, subpixel_kernel
 from dcgan.model_files import Model
 from dcgan.networks import Projection
 
@@ -96,7 +97,7 @@ class Sampler:
         # tanh, rounding and the scale of 127.5 in float32: bfloat16 has only 8 bits itself
         levels = image_BCHW.float().tanh_().mul_(127.5).add_(127.5).round_()
         image_BHWC = levels.to(torch.uint8).permute(0, 2, 3, 1)
-        return (_assembled(image_BHWC) if self._subpixels else image_BHWC).contiguous()
+        return (assembled(image_BHWC) if self._subpixels else image_BHWC).contiguous()
 
     def _logits(self, image_BHWC: Tensor, label_B: Tensor | None) -> Tensor:
         image_BCHW = (image_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0).to(self._arithmetic.dtype)
@@ -158,28 +159,15 @@ def _fold_generator(project: Projection, layers: nn.Sequential) -> tuple[Project
 
 @torch.no_grad()
 def _by_subpixels(layer: nn.Module) -> nn.Conv2d:
-    """A transposed convolution (4x4, stride 2, padding 1) as an ordinary one, whose output `_assembled` puts in place.
+    """A transposed convolution (4x4, stride 2, padding 1) as an ordinary one, whose output `assembled` puts in place.
 
-    With few output channels a transposed convolution runs at a twentieth of the machine's rate. But each of its four
-    output phases is a 2x2 convolution of the input: one layer with 4 C channels, ordered phase row, phase column,
-    channel, over the H + 1 positions between and around the input's rows. The same products, summed in another order.
-    Source: Shi et al. 2016, arXiv:1609.07009.
+    With few output channels a transposed convolution runs at a twentieth of a CPU's rate.
     """
     assert isinstance(layer, nn.ConvTranspose2d)
     assert (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
     assert layer.bias is not None
-    # Output row 2p - 1 is x[p-1] w[2] + x[p] w[0]; output row 2p is x[p-1] w[3] + x[p] w[1].
-    taps = torch.tensor([[2, 0], [3, 1]])
-    weight = layer.weight[:, :, taps][..., taps]  # in, out, phase row, tap row, phase column, tap column
     convolution = nn.Conv2d(layer.in_channels, 4 * layer.out_channels, 2, padding=1)
-    convolution.weight.copy_(weight.permute(2, 4, 1, 0, 3, 5).reshape(convolution.weight.shape))
-    convolution.bias.copy_(layer.bias.repeat(4))  # type: ignore[union-attr]  # it has one
+    convolution.weight.copy_(subpixel_kernel(layer.weight))
+    assert convolution.bias is not None
+    convolution.bias.copy_(layer.bias.repeat(4))
     return convolution
-
-
-def _assembled(image_BHWC: Tensor) -> Tensor:
-    """What `_by_subpixels` makes, [B, H + 1, W + 1, 4 C], as [B, 2 H, 2 W, C]: phases to their pixels, the rim off."""
-    batch, height, width, channels = image_BHWC.shape
-    phases = image_BHWC.reshape(batch, height, width, 2, 2, channels // 4)
-    image = phases.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
-    return image[:, 1:-1, 1:-1]

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dcgan import augment, latents
 from dcgan.arithmetic import Arithmetic
+from dcgan.convolutions import use_cpu_kernels
 from dcgan.losses import LOSSES, gradient_penalty
 from dcgan.networks import Discriminator, Generator, NetworkConfig, build
 
@@ -109,6 +110,9 @@ class Training:
         self.generator = generator.to(arithmetic.device)
         self.discriminator = discriminator.to(arithmetic.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        if arithmetic.device == "cpu":
+            use_cpu_kernels(self.generator)
+            use_cpu_kernels(self.discriminator)
         self.logits = torch.zeros(0), torch.zeros(0)  # of the last step's real and fake images
         self._loss = LOSSES[method.loss]
         betas, fused = (method.beta1, 0.999), True

@@ -21,6 +21,7 @@ from dcgan.networks import NetworkConfig
 from dcgan.sampling import Sampler
 from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
 from jobs import models, runs, symptoms
+from jobs.cluster import keep_freed_memory
 from pipelines import dataset, images, loader, shards
 from pipelines.order import Plan
 from pipelines.storage import Folder
@@ -67,6 +68,7 @@ def train(config: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     else:
         torch.set_num_threads(job.threads)
+        keep_freed_memory()
     run, data = Folder(job.run), Folder(job.data)
     index = dataset.open_sealed(data)
     training = Training(job.network, job.method, job.arithmetic, job.plan.seed, world)

@@ -1,0 +1,182 @@
+"""DCGAN's 4x4 convolutions of stride 2, where a CPU library is slow at them. A GPU needs nothing of this.
+
+`use_cpu_kernels` swaps the class of the layers that it fits: parameters, their names and the results stay, up to the
+order of sums. Without gradients the plain layer runs, so an exported model computes what it would anywhere.
+
+Measured on one Zen 4 core with AVX512-BF16, batch 128, against oneDNN: the weights' gradient of 256 -> 512 channels at
+8x8 46 ms against 76 to 88, 3 <- 64 channels at 64x64 9 ms against 25. Larger maps are oneDNN's, which runs them at the
+rate of a matrix product.
+
+Shapes: B images; x [B, C, 2H, 2W] the large map, y [B, O, H, W] the small one, w [O, C, 4, 4] as both kinds of layer
+hold it. x, w and y meet in one sum of products, linear in each of them. Its three derivatives are the three functions
+here; the derivatives of each are the other two, so that gradients of gradients (a gradient penalty) come for nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.functional import conv2d, conv_transpose2d, pad
+
+FEW_CHANNELS = 4
+SMALL_EXTENT = 8
+
+
+def use_cpu_kernels(network: nn.Module) -> None:
+    """Have the network's 4x4 convolutions of stride 2 run by this module while it trains. Once done it stays so."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            fits = (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
+            if fits and type(layer) is nn.Conv2d:
+                layer.__class__ = CpuConv2d
+            elif fits and type(layer) is nn.ConvTranspose2d:
+                layer.__class__ = CpuConvTranspose2d
+
+
+class CpuConv2d(nn.Conv2d):
+    """x to y."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The first layer is slow only in what it hands back to an image.
+        if not (_is_slow(x, self.weight) and torch.is_grad_enabled()) or (_few(self.weight) and not x.requires_grad):
+            return super().forward(x)
+        return _add(_down(*_cast(x, self.weight)), self.bias)
+
+
+class CpuConvTranspose2d(nn.ConvTranspose2d):
+    """y to x."""
+
+    def forward(self, y: Tensor, output_size: list[int] | None = None) -> Tensor:
+        assert output_size is None, "no network here asks for it"
+        if not (_is_slow(y, self.weight, scale=2) and torch.is_grad_enabled()):
+            return super().forward(y)
+        return _add(_up(*_cast(y, self.weight)), self.bias)
+
+
+class _Down(Function):
+    """x, w -> y: the convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return conv2d(x, w, None, 2, 1)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        return (_up(dy, w) if ctx.needs_input_grad[0] else None, _weights(x, dy) if ctx.needs_input_grad[1] else None)
+
+
+class _Up(Function):
+    """y, w -> x: the transposed convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(y, w)
+        return _by_subpixels(y, w) if _few(w) else conv_transpose2d(y, w, None, 2, 1)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        y, w = ctx.saved_tensors
+        return (_down(dx, w) if ctx.needs_input_grad[0] else None, _weights(dx, y) if ctx.needs_input_grad[1] else None)
+
+
+class _Weights(Function):
+    """x, y -> w: what both have for their weights' gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        if _small(x):
+            return _by_product(x, y)
+        w = x.new_empty(y.shape[1], x.shape[1], 4, 4)  # only its shape is looked at
+        masked = torch.ops.aten.convolution_backward(
+            y, x, w, None, [2, 2], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
+        )
+        gradient: Tensor = masked[1]
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, y = ctx.saved_tensors
+        return (_up(y, dw) if ctx.needs_input_grad[0] else None, _down(x, dw) if ctx.needs_input_grad[1] else None)
+
+
+def _by_subpixels(y: Tensor, w: Tensor) -> Tensor:
+    return assembled(conv2d(y, subpixel_kernel(w), None, 1, 1).permute(0, 2, 3, 1)).contiguous().permute(0, 3, 1, 2)
+
+
+def subpixel_kernel(w: Tensor) -> Tensor:
+    """The transposed convolution to few channels as an ordinary one, [4 C, O, 2, 2], to be used with padding 1.
+
+    Its four output phases are four 2x2 convolutions, made as one: their 4 C channels, ordered phase row, phase column,
+    channel, stand over the H + 1 positions between and around the rows of y. Source: Shi et al. 2016, arXiv:1609.07009.
+    """
+    # Row 2p - 1 of x is y[p - 1] w[2] + y[p] w[0]; row 2p is y[p - 1] w[3] + y[p] w[1].
+    taps = torch.tensor([[2, 0], [3, 1]])
+    phases = w[:, :, taps][..., taps].permute(2, 4, 1, 0, 3, 5)  # phase row, phase column, C, O, tap row, tap column
+    return phases.reshape(4 * w.shape[1], -1, 2, 2).contiguous(memory_format=torch.channels_last)
+
+
+def assembled(made_BHWC: Tensor) -> Tensor:
+    """What `subpixel_kernel` makes, [B, H + 1, W + 1, 4 C], as [B, 2 H, 2 W, C], the rim cut off."""
+    batch, height, width, channels = made_BHWC.shape
+    phases = made_BHWC.reshape(batch, height, width, 2, 2, channels // 4)
+    image = phases.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
+    return image[:, 1:-1, 1:-1]
+
+
+def _by_product(x: Tensor, y: Tensor) -> Tensor:
+    """The weights' gradient as a gather of every output's 4x4 patch and one matrix product."""
+    batch, out, height, width = y.shape
+    padded = pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+    image, row, column, _ = padded.stride()
+    # Four neighbouring pixels with their channels lie in one piece.
+    patches = padded.as_strided((batch, height, width, 4, 4 * x.shape[1]), (image, 2 * row, 2 * column, row, 1))
+    gradient = y.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches.reshape(batch * height * width, -1)
+    return gradient.view(out, 4, 4, -1).permute(0, 3, 1, 2)
+
+
+def _down(x: Tensor, w: Tensor) -> Tensor:
+    y: Tensor = _Down.apply(x, w)
+    return y
+
+
+def _up(y: Tensor, w: Tensor) -> Tensor:
+    x: Tensor = _Up.apply(y, w)
+    return x
+
+
+def _weights(x: Tensor, y: Tensor) -> Tensor:
+    w: Tensor = _Weights.apply(x, y)
+    return w
+
+
+def _few(w: Tensor) -> bool:
+    return w.shape[1] <= FEW_CHANNELS
+
+
+def _small(x: Tensor) -> bool:
+    # float32's product is no faster than oneDNN's own: 111 ms against 95.
+    return x.dtype == torch.bfloat16 and x.shape[-1] <= SMALL_EXTENT
+
+
+def _is_slow(maps: Tensor, w: Tensor, scale: int = 1) -> bool:
+    """Whether one of the ways through a layer with this input is worth taking another way."""
+    bf16 = torch.bfloat16 in (maps.dtype, _autocast_dtype())
+    return _few(w) or (bf16 and maps.shape[-1] * scale <= SMALL_EXTENT)
+
+
+def _autocast_dtype() -> torch.dtype | None:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def _cast(*tensors: Tensor) -> list[Tensor]:
+    """As autocast does for a convolution."""
+    dtype = _autocast_dtype()
+    return [tensor.to(dtype or tensor.dtype) for tensor in tensors]
+
+
+def _add(maps: Tensor, bias: Tensor | None) -> Tensor:
+    return maps if bias is None else maps + bias.to(maps.dtype)[:, None, None]
