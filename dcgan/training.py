@@ -9,7 +9,7 @@ Shapes: B a rank's share of the batch, H x W pixels, C channels.
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,10 @@ class MethodConfig:
     """Adam's first moment decay; the second is 0.999."""
     ema: float = 0.999
     """Decay per step of the generator's exponential moving average, the weights that are exported."""
+    sync_batch_norm: bool = False
+    """Batch statistics over all ranks instead of each rank's own. On GPUs only."""
+    compile: bool = False
+    """Run both networks through torch.compile."""
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -67,6 +71,8 @@ class MethodConfig:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}; it must be 0 with loss {self.loss}, which has no target"
             )
+        if self.compile and LOSSES[self.loss].penalised:
+            raise ValueError(f"compile is set with loss {self.loss}; torch.compile has no gradients of gradients")
         augment.check(self.augment)
 
 
@@ -110,7 +116,10 @@ class Training:
         self.generator = generator.to(arithmetic.device)
         self.discriminator = discriminator.to(arithmetic.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        if arithmetic.device == "cpu":
+        if method.sync_batch_norm and world > 1:  # the average above keeps plain norms: it is what is exported
+            convert: Callable[[Any], Any] = nn.SyncBatchNorm.convert_sync_batchnorm
+            self.generator, self.discriminator = convert(self.generator), convert(self.discriminator)
+        if arithmetic.device == "cpu" and not method.compile:
             use_cpu_kernels(self.generator)
             use_cpu_kernels(self.discriminator)
         self.logits = torch.zeros(0), torch.zeros(0)  # of the last step's real and fake images
@@ -126,6 +135,9 @@ class Training:
             device_ids = [torch.cuda.current_device()] if arithmetic.device == "cuda" else None
             self._generate = DistributedDataParallel(self._generate, device_ids, broadcast_buffers=False)
             self._discriminate = DistributedDataParallel(self._discriminate, device_ids, broadcast_buffers=False)
+        if method.compile:
+            for module in (self._generate, self._discriminate, self.discriminator):
+                module.compile()
 
     def step(
         self, images_BHWC: np.ndarray, labels_B: np.ndarray, images_seen: int, first: int = 0, batch: int = 0
@@ -203,7 +215,9 @@ class Training:
                 generator(self._to_device(z_BZ), None if label_B is None else self._to_device(label_B))
         for norm in norms:
             norm.momentum = 0.1
-        return generator.eval(), copy.deepcopy(self.discriminator).eval()
+        _, discriminator = build(self.network)  # a plain one, whatever runs in training
+        discriminator.to(self.arithmetic.device).load_state_dict(self.discriminator.state_dict())
+        return generator.eval(), discriminator.eval()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, flat and by name: what a checkpoint holds."""

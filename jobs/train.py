@@ -91,6 +91,8 @@ class TrainSettings(JobSettings):
     discriminator_lr: float = Field(2e-4, description="Adam's rate for the discriminator")
     beta1: float = Field(0.5, description="Adam's first moment decay")
     ema: float = Field(0.999, description="decay a step of the generator's average, which is what is exported")
+    sync_batch_norm: bool = Field(False, description="GPUs only: batch statistics over all workers, not each one's own")
+    compile: bool = Field(False, description="run both networks through torch.compile (a minute at each start)")
 
     @property
     def bounds(self) -> tuple[int, int] | None:
@@ -156,6 +158,8 @@ def main(settings: TrainSettings) -> None:
     if bounds:
         order.check_workers(plan, bounds[1], equal=bounds[0] == bounds[1])
     pool = cluster.connect(bounds[0] if bounds else None, settings.device, verbose=settings.verbose)
+    if settings.sync_batch_norm and not pool.gpus_per_worker:
+        raise UsageError("--sync-batch-norm: torch has it on GPUs only; leave it out on CPUs")
     default = _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
     fewest, most = bounds or (default, default)
     chosen, fingerprint = cluster.probe(pool, settings.precision)

@@ -59,7 +59,7 @@ def token_head(tmp_path: Path) -> Iterator[Head]:
     yield Head(f"http://127.0.0.1:{dashboard}", env)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs([*children, psutil.Process(process.pid)], timeout=20)
+    _, alive = psutil.wait_procs([*children, psutil.Process(process.pid)], timeout=5)
     for survivor in alive:
         survivor.kill()
     process.wait()

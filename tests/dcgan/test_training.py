@@ -361,6 +361,18 @@ def test_only_what_is_not_finite_is_named(scalars: dict[str, float], message: st
     check_finite({"loss_d": 0.0, "loss_g": -1e30}, 640)
 
 
+@pytest.mark.long  # a minute of a C++ compiler
+@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+def test_compiled_networks_learn_the_same(arithmetic: Arithmetic) -> None:
+    plain, compiled = (
+        run(start(arithmetic=arithmetic), range(4)),
+        run(start(arithmetic=arithmetic, compile=True), range(4)),
+    )
+    for mine, theirs in zip(plain, compiled, strict=True):
+        assert theirs["loss_d"] == pytest.approx(mine["loss_d"], abs=0.05)
+        assert theirs["loss_g"] == pytest.approx(mine["loss_g"], abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -368,6 +380,10 @@ def test_only_what_is_not_finite_is_named(scalars: dict[str, float], message: st
         (
             {"loss": "wgan-gp", "label_smoothing": 0.1},
             "label_smoothing is 0.1; it must be 0 with loss wgan-gp, which has no target",
+        ),
+        (
+            {"loss": "wgan-gp", "compile": True},
+            "compile is set with loss wgan-gp; torch.compile has no gradients of gradients",
         ),
         ({"clip": 0.0}, "clip is 0.0; it must be above 0 and at most 1"),
         ({"gradient_penalty": -1.0}, "gradient_penalty is -1.0; it must be above 0 and at most 1000"),

@@ -136,7 +136,7 @@ def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path, plain: Pat
         ({"classes": "0,1,7"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1, 7]"),
         ({"batch_size": 64}, "batch", "128", "64"),
         ({"image_format": "jpeg"}, "image.format", '"png"', '"jpeg"'),
-        ({"classes": "0:1,1:2"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "nothing"),
+        ({"classes": "0:1,1:2"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "null"),
         ({"count": 99}, "count", "100", "99"),
         ({"count": 200, "seed_start": 7}, "count", "100", "200"),
     ],
@@ -294,6 +294,7 @@ def test_a_model_without_classes(make: Make, one_thread: None, tmp_path: Path) -
     assert str(error.value) == "--classes 0,1: the model has no classes; leave --classes out"
 
 
+@pytest.mark.long  # kills of the driver alone are in tests/test_generate_violence.py
 def test_a_killed_job_goes_on(make: Make, digits_run: Path, tmp_path: Path) -> None:
     """SIGKILL to the driver's process group at the first part; the same command then makes what nobody disturbed."""
     many = {"count": 5000, "shard_size": 100}
@@ -329,6 +330,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
         time.sleep(0.005)
 
 
+@pytest.mark.long  # tests/test_line.py and test_generate_violence.py run there too
 def test_on_an_object_store(synthetic: Path, digits_run: Path, s3: str, job: Job) -> None:
     """The same bytes there as here."""
     local, remote = Folder(str(models.resolve(Folder(str(digits_run))))), Folder(f"{s3}/run")

@@ -163,6 +163,13 @@ def test_changed_setting_is_refused(
     )
 
 
+def test_synchronised_batch_norm_needs_gpus(again: tuple[Path, Train]) -> None:
+    _, go_on = again
+    with pytest.raises(UsageError) as error:
+        go_on(sync_batch_norm=True)
+    assert str(error.value) == "--sync-batch-norm: torch has it on GPUs only; leave it out on CPUs"
+
+
 def test_recipe_for_other_images_is_refused(again: tuple[Path, Train], digits: Path) -> None:
     _, go_on = again
     with pytest.raises(UsageError) as error:
@@ -204,6 +211,7 @@ def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
     ]
 
 
+@pytest.mark.long  # tests/dcgan/test_ddp.py has two ranks without Ray
 def test_wasserstein_with_penalty_and_augmentation_on_two_workers(again: tuple[Path, Train], tmp_path: Path) -> None:
     _, start = again
     run, new = tmp_path / "new", {"loss": "wgan-gp", "label_smoothing": 0.0, "augment": "color,translation,cutout"}
