@@ -57,6 +57,7 @@ def test_a_run_leaves(digits_run: Path) -> None:
     assert identity["method"] == {
         **{"loss": "log", "label_smoothing": 0.1, "clip": 0.01, "gradient_penalty": 10.0, "augment": ""},
         **{"generator_lr": 5e-4, "discriminator_lr": 5e-4, "beta1": 0.5, "ema": 0.998},
+        **{"sync_batch_norm": False, "compile": False},
     }
     stats = ticks(digits_run)
     assert [tick["images"] for tick in stats] == [1280, 2560]
