@@ -27,7 +27,7 @@ from pipelines.order import Plan
 from pipelines.storage import Folder
 
 POST_EVERY_S = 1.0
-LOOK_EVERY_S = 5.0  # for a node that is to be taken away: clouds give 30 s or more
+LOOK_EVERY_S = 2.0  # for a node that is to be taken away: clouds give 30 s or more
 GRID_COLUMNS = 10
 GRID_SEED = 2**62  # far from the seeds that people generate from
 

@@ -86,6 +86,7 @@ def assert_comparable(place: str | Path, expected: Path) -> None:
     mine, theirs = (
         [json.loads(line) for line in (Path(run) / "stats.jsonl").read_text().splitlines()] for run in (place, expected)
     )
+    mine = mine[: len(theirs)]
     assert [tick["images"] for tick in mine] == [tick["images"] for tick in theirs]
     for name in ("loss_d", "loss_g"):
         assert all(math.isfinite(tick[name]) for tick in mine)
@@ -165,21 +166,31 @@ def test_a_failing_store_and_a_crash_while_a_checkpoint_is_sent_leave_the_same_w
 
 
 def test_a_preempted_node_leaves_a_checkpoint_in_time_and_the_rest_goes_on(
-    start: Start, undisturbed: Path, tmp_path: Path
+    start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elastic: two nodes of one CPU, of which one is drained as a cloud does it; then one worker does the rest."""
+    """Elastic: two nodes of one CPU, of which one is drained as a cloud does it; then one worker goes on."""
     place = tmp_path / "run"
+    # Ray may ask once more for as many workers as before, and waits this long for them.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+
+    def between() -> list[int]:
+        return [images for images in saved(place) if images % TICK]
+
     with cluster_of(1, 1) as cluster:
-        run = start(place, "--workers", "1:2")
+        # More images than the others: on a fast machine the notice, looked for every few seconds, came after the end.
+        run = start(place, "--workers", "1:2", "--images", 40 * IMAGES)
         until_saved(place, 2 * TICK, run)
         address, node = cluster.address, next(iter(cluster.worker_nodes)).node_id
         drain = [Path(sys.executable).parent / "ray", "drain-node", "--address", address, "--node-id", node]
         why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
-        subprocess.run([*map(str, drain), *why, "15"], cwd=ROOT, check=True, capture_output=True)
-        run.wait()
+        subprocess.run([*map(str, drain), *why, "60"], cwd=ROOT, check=True, capture_output=True)
+        until(lambda: run.process.poll() is not None or bool(between()), "a checkpoint that is not at a tick")
+        [notice] = between()
+        cluster.remove_node(next(iter(cluster.worker_nodes)))
+        until_saved(place, max(IMAGES, saved(place)[-1] + 2 * TICK), run)
+        assert len(workers(psutil.Process(run.process.pid), "RayTrainWorker")) <= 1
+        assert notice > 2 * TICK
         run.end()
-    between = [images for images in saved(place) if images % TICK]
-    assert len(between) == 1, saved(place)  # not at a tick: at the notice
     assert_comparable(place, undisturbed)
 
 
