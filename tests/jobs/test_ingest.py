@@ -306,7 +306,7 @@ def test_duplicates_are_left_out_and_named(pictures: Path, local_ray: None, tmp_
     assert {path.name for path in (tmp_path / "real").iterdir()}.isdisjoint({"catalogue", "codes", "journal"})
     verify.main(verify.VerifySettings(dataset=str(tmp_path / "real"), workers=1))
     with pytest.raises(
-        DatasetError, match=r'begun with dedupe = {"against": null, "mode": "exact"}, this run has null'
+        DatasetError, match=r'begun with dedupe = {"against": null, "mode": "exact"}, this run has nothing'
     ):
         take(pictures, tmp_path / "real")
 
