@@ -262,8 +262,8 @@ def test_sources_that_are_refused(mnist: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as error:
         take(tmp_path / "text", tmp_path / "real")
     assert str(error.value) == (
-        f"{tmp_path}/text: no images here (looked for .png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff and IDX "
-        "files); check --source"
+        f"{tmp_path}/text: nothing to ingest here (looked for .png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff, "
+        ".avif, .ppm, .pgm, .tar, .parquet and IDX files); check --source"
     )
     (tmp_path / "a.zip").write_bytes(b"hello")
     with pytest.raises(SourceError) as error:
