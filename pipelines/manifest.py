@@ -151,7 +151,8 @@ def decode(data: bytes, where: str) -> Part:
             raise ValueError(f"its columns are {', '.join(names)[:200]}")
         return Part(_read_rows(data, meta, pa.schema(fields)), *facts)
     except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise PartError(f"{where}: not a manifest part: {error}") from error
+        why = " ".join(str(error).split())  # Arrow's have several lines
+        raise PartError(f"{where}: not a manifest part: {why}") from error
 
 
 def _read_rows(data: bytes, meta: pq.FileMetaData, schema: pa.Schema) -> pa.Table:
