@@ -136,7 +136,7 @@ def decode(data: bytes, where: str) -> Part:
     (`ARROW:schema`, `pandas`), and never more memory than MAX_PART_BYTES and a page. Raises PartError if it is not one.
     """
     try:
-        # Arrow builds the types that this describes as soon as it opens a file, by whatever code is registered for them.
+        # Arrow builds the types that this describes when it opens a file, by whatever code is registered for them.
         if b"ARROW:schema" in data[-8 - int.from_bytes(data[-8:-4], "little") :] or not data.endswith(b"PAR1"):
             raise ValueError("its footer holds ARROW:schema, or there is none")
         meta = pq.read_metadata(io.BytesIO(data))

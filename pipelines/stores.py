@@ -61,8 +61,9 @@ def check_endpoint(source: str, url: str) -> None:
     except (OSError, UnicodeError):
         found = set()
     if host.lower() in _METADATA_NAMES or any(_forbidden(address) for address in found):
+        shown = url.replace(f"{urlsplit(url).netloc.rpartition('@')[0]}@", "")
         raise EndpointError(
-            f"{source} is {url}: the address of a cloud's metadata service, or link-local; no store is there"
+            f"{source} is {shown}: the address of a cloud's metadata service, or link-local; no store is there"
         )
 
 

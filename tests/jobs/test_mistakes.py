@@ -161,6 +161,14 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
             "ingest --source s3://key:secret@bucket/x",
             "--source: s3://bucket...: no credentials or options in a URL; set them in the environment",
         ),
+        (
+            "train --data s3://bucket/x?X-Amz-Signature=hush",
+            "--data: s3://bucket...: no credentials or options in a URL; set them in the environment",
+        ),
+        (
+            "verify --dataset az://user:hush@bucket/x",
+            "--dataset: az://bucket...: no credentials or options in a URL; set them in the environment",
+        ),
         ("ingest --source x --background whit", "--background whit: no colour 'whit'; write a CSS name or #rrggbb"),
         ("ingest --source x --split tets", "--split tets: must be 'train' or 'test'"),
         ("train --recipe digits", "--recipe digits: there is dcgan64, digits28, keras28; or give a TOML file"),
