@@ -54,9 +54,9 @@ class _Intake:
             try:
                 if isinstance(content, ImageError):
                     raise content
+                image = images.normalise(content, size, channels, resize, background, pixels)
                 if identity["classes"] and label is None:
                     raise ImageError("no label")
-                image = images.normalise(content, size, channels, resize, background, pixels)
             except ImageError as error:
                 image = error
             yield index, item.name, label, image

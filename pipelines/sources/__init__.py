@@ -42,6 +42,8 @@ def kind_of(url: str) -> str:
             return kind
     folder = Folder(url)
     files = [name for name, _ in islice(folder.walk(), LOOKED_AT)]
+    if not files:
+        raise SourceError(f"{url}: no such folder, or an empty one; check --source")
     if dataset.CLAIM in files or folder.exists(dataset.CLAIM):
         return "dataset"
     if idx_splits(files):
