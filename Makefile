@@ -15,7 +15,7 @@ demo: install ## real digits to a trained DCGAN to 10,000 synthetic digits, in m
 	@$(BIN)/python jobs/demo.py
 
 test: install-dev ## the whole suite
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
 
 test-long: install-dev ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long
@@ -49,7 +49,7 @@ clean: ## remove the environment
 
 .venv/.installed-dev: requirements-dev.lock pyproject.toml tests/azurite/package-lock.json | .venv/bin/python
 	$(call install_lock,requirements-dev.lock)
-	npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --silent
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --silent
 	@touch .venv/.installed  # the dev lock holds all of the other
 
 # Hashes for everything that is fetched; the project itself is linked, not copied.

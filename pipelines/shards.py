@@ -18,12 +18,22 @@ from webdataset.tariterators import group_by_keys
 
 BLOCK = tarfile.BLOCKSIZE
 EXTENSIONS = ("png", "jpg", "webp")  # of images in a shard
-_NAME = re.compile(r"[0-9]{12}\.(png|jpg|webp|cls)")
-_SIZE = re.compile(rb"[0-7]{11}")
+_NAME = re.compile(rb"[0-9]{12}\.(?:png|jpg|webp|cls)")
 _LABEL = re.compile(rb"[0-9]{1,9}")
 _TEMPLATE = tarfile.TarInfo().tobuf(format=tarfile.USTAR_FORMAT)
 # The checksum counts its own field as eight spaces, and the size field's digits are counted as they are.
 _CHECKSUM = sum(_TEMPLATE[:124]) + sum(_TEMPLATE[136:148]) + sum(_TEMPLATE[156:]) + 8 * ord(" ")
+# A header as `pack` writes it: name, size in octal and checksum, and the template around them. Its 512 bytes hold the
+# name's padding to 100, as all else has its length.
+_HEADER = re.compile(
+    b"(%s)\0+" % _NAME.pattern
+    + re.escape(_TEMPLATE[100:124])
+    + b"([0-7]{11})"
+    + re.escape(_TEMPLATE[135:148])
+    + b"(.{7})"
+    + re.escape(_TEMPLATE[155:]),
+    re.DOTALL,
+)
 
 
 class ShardError(ValueError):
@@ -107,15 +117,10 @@ def _members(data: bytes, where: str) -> Iterator[dict[str, Any]]:
         raise ShardError(f"{where}: not a plain ustar file")
     start = 0
     while any(header := data[start : start + BLOCK]):  # a block of zeros ends it
-        name = header[:100].rstrip(b"\0").decode("latin-1")
-        if header[257:262] != b"ustar":
-            raise ShardError(f"{where}: not a plain ustar file")
-        if not _NAME.fullmatch(name):
-            raise ShardError(
-                f"{where}: member {name!r}: not a sample's, which is 12 digits and .png, .jpg, .webp or .cls"
-            )
-        if not _SIZE.fullmatch(header[124:135]) or header != _header(name, size := int(header[124:135], 8)):
-            raise ShardError(f"{where}: member {name!r}: not a plain file as ganmill writes it")
+        ours = _HEADER.fullmatch(header)
+        if not ours or ours[3] != _checksum(ours[1], ours[2]):
+            raise ShardError(f"{where}: {_stranger(header)}")
+        name, size = ours[1].decode(), int(ours[2], 8)
         content = data[start + BLOCK : start + BLOCK + size]
         if len(content) != size:
             raise ShardError(f"{where}: member {name!r}: {size:,} bytes declared, {len(content):,} there: cut short")
@@ -127,16 +132,26 @@ def _members(data: bytes, where: str) -> Iterator[dict[str, Any]]:
         raise ShardError(f"{where}: something follows its end")
 
 
-def _header(name: str, size: int) -> bytes:
-    octal = b"%011o" % size
-    header = bytearray(_TEMPLATE)
-    header[: len(name)] = name.encode("ascii")
-    header[124:135] = octal
-    header[148:155] = b"%06o\0" % (_CHECKSUM + sum(header[:100]) + sum(octal))
-    return bytes(header)
+def _stranger(header: bytes) -> str:
+    """What is wrong with a header that is not ours."""
+    name = header[:100].rstrip(b"\0").decode("latin-1")
+    if header[257:262] != b"ustar":
+        return "not a plain ustar file"
+    if not _NAME.fullmatch(header[:100].rstrip(b"\0")):
+        return f"member {name!r}: not a sample's, which is 12 digits and .png, .jpg, .webp or .cls"
+    return f"member {name!r}: not a plain file as ganmill writes it"
+
+
+def _checksum(name: bytes, octal: bytes) -> bytes:
+    return b"%06o\0" % (_CHECKSUM + sum(name) + sum(octal))
 
 
 def _append(tar: bytearray, name: str, data: bytes) -> None:
-    tar += _header(name, len(data))
+    octal = b"%011o" % len(data)
+    header = bytearray(_TEMPLATE)
+    header[: len(name)] = name.encode("ascii")
+    header[124:135] = octal
+    header[148:155] = _checksum(name.encode("ascii"), octal)
+    tar += header
     tar += data
     tar += bytes(-len(data) % BLOCK)

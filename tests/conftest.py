@@ -19,7 +19,15 @@ from tests import emulators
 from tests.faults import SEED, FaultyProxy
 
 ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_RAY = ("dcgan", "pipelines", "test_attacks.py", "test_imports.py")
 Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One Ray cluster at a time: all tests that may start one are in one group, which has a process of its own."""
+    for item in items:
+        alone = item.path.relative_to(ROOT / "tests").parts[0] in WITHOUT_RAY
+        item.add_marker(pytest.mark.xdist_group("plain" if alone else "ray"))
 
 
 @pytest.fixture(scope="session", autouse=True)

