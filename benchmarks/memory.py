@@ -15,42 +15,42 @@ from pathlib import Path
 
 import psutil
 
-GENERATE = Path(__file__).resolve().parent.parent / "jobs" / "generate.py"
+JOBS = Path(__file__).resolve().parent.parent / "jobs"
 STORE = Path("/dev/shm")  # where Ray's object store lies
 
 
 def role(process: psutil.Process) -> str:
     """Whose memory it is: the driver's, an actor's, or Ray's own."""
     name = " ".join(process.cmdline())
-    if str(GENERATE) in name:
+    if str(JOBS) in name:
         return "driver"
     return "largest actor" if name.startswith("ray::") and "MapWorker" in name else ""
 
 
-def run(model: str, count: int, output: Path) -> dict[str, float]:
-    """One run. Peaks are unshared memory (USS) in MB: an actor's libraries are counted once, not in each process."""
+def run(job: str, output: Path, *flags: str) -> dict[str, float]:
+    """One run of a job. Peaks are unshared memory (USS) in MB: an actor's libraries are counted once."""
     peaks = {"driver": 0.0, "largest actor": 0.0, "object store": 0.0}
-    command = [sys.executable, str(GENERATE), "--model", model, "--output", str(output), "--count", str(count)]
+    command = [sys.executable, str(JOBS / f"{job}.py"), "--output", str(output), *flags]
     start = time.monotonic()
     first = 0.0
-    job = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = shutil.disk_usage(STORE).used
-    while job.poll() is None:
+    while process.poll() is None:
         if not first and any((output / "manifest").glob("*.parquet")):
             first = time.monotonic() - start
-        for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             try:
-                name = role(process)
+                name = role(one)
                 if name:
-                    peaks[name] = max(peaks[name], process.memory_full_info().uss / 1e6)
+                    peaks[name] = max(peaks[name], one.memory_full_info().uss / 1e6)
             except psutil.Error:  # it ended while we looked
                 continue
         store = shutil.disk_usage(STORE).used - before
         peaks["object store"] = max(peaks["object store"], store / 1e6)
         time.sleep(0.5)
     seconds = time.monotonic() - start
-    assert job.returncode == 0, f"{command} ended with status {job.returncode}"
-    return {"seconds": seconds, "first shard, s": first, "images a second": count / seconds, **peaks}
+    assert process.returncode == 0, f"{command} ended with status {process.returncode}"
+    return {"seconds": seconds, "first shard, s": first, **peaks}
 
 
 def main() -> None:
@@ -64,7 +64,9 @@ def main() -> None:
     for count in arguments.counts:
         with tempfile.TemporaryDirectory(prefix="ganmill-memory-") as place:
             keep = arguments.keep if count == arguments.counts[-1] else None
-            for name, value in run(arguments.model, count, keep or Path(place) / "out").items():
+            flags = ("--model", arguments.model, "--count", str(count), "--workers", "2")
+            found = run("generate", keep or Path(place) / "out", *flags)
+            for name, value in {**found, "images a second": count / found["seconds"]}.items():
                 figures[f"{count:,} images: {name}"] = value
                 unit = "" if name in ("seconds", "first shard, s", "images a second") else ", MB"
                 print(f"{count:>12,} images  {name + unit:24}{value:12,.1f}", flush=True)

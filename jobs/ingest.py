@@ -1,23 +1,29 @@
 #!/usr/bin/env python3
 """Turn images from anywhere into a sealed dataset."""
 
+import json
+import re
+import tempfile
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import PIL
+import PIL.features
 import pyarrow
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from dcgan.networks import IMAGE_SIZES
-from jobs import cluster, produce
-from jobs.settings import Channels, JobSettings, Number, Url, UsageError, run
-from pipelines import dataset, images, sources
-from pipelines.images import ImageError, Pixels
+from jobs import cluster, intake, produce
+from jobs.intake import IngestShard, Origin
+from jobs.settings import Channels, JobSettings, LostWorkError, Number, Url, UsageError, run
+from pipelines import catalogue, dataset, duplicates, images, manifest, sources
+from pipelines.catalogue import Catalogue
 from pipelines.manifest import Reject
-from pipelines.shards import Sample
-from pipelines.sources import ArraySource, Source
+from pipelines.sources import Choice, Item, Source
 from pipelines.storage import Folder, StorageError, normalise
 
 
@@ -28,9 +34,16 @@ def _colour(name: str) -> str:
 
 def _place(name: str) -> str:
     try:
-        return name if name == "digits" else normalise(name)
+        return name if name.startswith(sources.BUILT_IN) else normalise(name)
     except StorageError as error:
         raise ValueError(str(error)) from error
+
+
+def _allowance(value: str) -> str:
+    """A share of the images as `0.05`, or a number of them as `100`."""
+    if re.fullmatch(r"\d+", value) or (re.fullmatch(r"\d*\.\d+|1\.0*", value) and float(value) <= 1):
+        return value
+    raise ValueError("must be a share, as 0.05, or a number of images, as 100")
 
 
 class IngestSettings(JobSettings):
@@ -38,19 +51,34 @@ class IngestSettings(JobSettings):
 
     command: ClassVar[str] = "ingest"
     about: ClassVar[str] = (
-        "Make a dataset from images: a folder with a folder a class, a zip of one, IDX files, or `digits`."
+        "Make a dataset from images: a folder, a zip or tar of one, WebDataset shards, Parquet, a CSV or JSONL list,\n"
+        "IDX files, torchvision:NAME, another dataset, or `digits`. docs/ingest.md tells of each."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/ingest.py --source digits",
-        "jobs/ingest.py --source ~/pictures --output s3://bucket/pictures --image-size 64",
+        "jobs/ingest.py --source ~/pictures --output s3://bucket/pictures --image-size 64 --holdout 0.1",
+        "jobs/ingest.py --source s3://bucket/laion/ --label-column category --dedupe near --max-rejects 1000",
         "jobs/ingest.py --source mnist/ --split train",
     )
+    passing: ClassVar[frozenset[str]] = JobSettings.passing | {"max_rejects"}
 
     source: Annotated[str, AfterValidator(_place)] = Field(
-        description="a folder, a .zip, a folder of IDX files, or `digits` (5,000 of MNIST, built in)"
+        description="a path or URL of images in any of the forms above; `digits` is 5,000 of MNIST, built in"
     )
     output: Url = Field("{root}/real", description="where the dataset goes")
-    split: Literal["train", "test"] | None = Field(None, description="which part of a source that has several (IDX)")
+    kind: Literal["auto", "images", "webdataset", "parquet", "idx"] = Field(
+        "auto", description="what a folder is, where it holds several"
+    )
+    split: str | None = Field(None, description="which part of a source that has several, as train or test")
+    labels: Literal["auto", "none"] = Field("auto", description="take the classes that the source has, or none")
+    image_column: str | None = Field(None, description="Parquet, lists: the column of images; default: the usual names")
+    label_column: str | None = Field(
+        None, description="Parquet, lists: the column of classes; WebDataset: the field of .json instead of .cls"
+    )
+    relabel: Path | None = Field(
+        None, description='JSON file of new class names, as {"tabby": "cat", "car": null}; null leaves a class out'
+    )
+    base: Url | None = Field(None, description="lists: where their paths start; default: the list's own folder")
     image_size: Number | None = Field(
         None, description=f"height and width: {', '.join(map(str, IMAGE_SIZES))}; default: the source's, else 64"
     )
@@ -59,6 +87,20 @@ class IngestSettings(JobSettings):
     background: Annotated[str, AfterValidator(_colour)] = Field(
         "white", description="behind transparent images: a CSS colour, as white or #102030"
     )
+    dedupe: Literal["none", "exact", "near"] = Field(
+        "none", description="leave out all but one of equal images, or of images that look the same"
+    )
+    holdout: float = Field(
+        0.0, ge=0.0, le=0.9, description="share of the images that become a second dataset, for evaluation"
+    )
+    holdout_output: Url | None = Field(None, description="where that goes; default: OUTPUT-holdout")
+    max_rejects: Annotated[str, BeforeValidator(str), AfterValidator(_allowance)] = Field(
+        "0.1", description="images that may fail to be taken, a share or a number; duplicates do not count"
+    )
+    max_image_bytes: Number = Field(64 << 20, ge=1, le=1 << 30, description="larger files are not taken")
+    max_image_pixels: Number = Field(
+        images.MAX_PIXELS, ge=1, le=1 << 30, description="images of more pixels are not decoded"
+    )
     shard_size: Number = Field(
         1000, ge=1, le=100_000, description="images a shard; at least as many shards as training workers"
     )
@@ -66,102 +108,177 @@ class IngestSettings(JobSettings):
     workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a CPU")
 
 
-class IngestShard:
-    """An actor's work: open the source once, then read, normalise, encode and publish one whole shard a call."""
-
-    def __init__(
-        self, output: str, source: str, split: str | None, resize: str, background: tuple[int, int, int]
-    ) -> None:
-        self.folder = Folder(output)
-        self.identity = dataset.read_claim(self.folder)["identity"]
-        self.source = sources.open_source(source, split)
-        if self.source.digest != self.identity["source"]:
-            raise RuntimeError(f"{source} has changed since the dataset was begun")
-        self.order = permutation(self.identity["seed"], len(self.source))
-        self.resize, self.background = resize, background
-
-    def __call__(self, shard: int) -> dict[str, Any]:
-        samples, rejects, names = [], [], []
-        for index in dataset.shard_range(self.identity, shard):
-            item = int(self.order[index])
-            try:
-                image = images.encode(self.pixels(item))
-            except ImageError as error:
-                rejects.append(Reject(index, self.source.name(item), str(error)))
-                continue
-            samples.append(Sample(index, image, self.source.label(item)))
-            names.append(self.source.name(item))
-        record = dataset.commit(self.folder, shard, "ingest", samples, {"source": names}, rejects)
-        return produce.shard_result(record, rejects)
-
-    def pixels(self, item: int) -> Pixels:
-        """An item's image as the dataset will hold it. Raises ImageError with the reason if it cannot be taken."""
-        data = self.source.image(item)
-        content = data if isinstance(data, bytes) else images.encode(data)
-        size, channels = self.identity["image_size"], self.identity["channels"]
-        return images.normalise(content, size, channels, self.resize, self.background)
-
-
-def permutation(seed: int, count: int) -> np.ndarray:
-    """The item at each index: sources come sorted, by class often, and a shard should be a fair sample of all."""
-    return np.random.default_rng(seed).permutation(count)
-
-
 def main(settings: IngestSettings) -> None:
-    source = sources.open_source(settings.source, settings.split)
+    kind = sources.kind_of(settings.source) if settings.kind == "auto" else settings.kind
+    choice = Choice(
+        settings.split, settings.base, settings.image_column, settings.label_column, settings.max_image_bytes
+    )
+    origin = Origin(settings.source, kind, choice)
+    source = sources.open_source(origin.url, origin.kind, origin.choice)
+    relabel = _read_relabel(settings.relabel)
+    with tempfile.TemporaryDirectory(prefix="ganmill-ingest-") as scratch:
+        kept, held = catalogue.draw_up(
+            _relabelled(source.items(), relabel, settings),
+            settings.source,
+            _declared(source, relabel),
+            settings.labels == "auto",
+            settings.seed,
+            settings.holdout,
+            Path(scratch),
+        )
+        _make(settings, origin, source, relabel, kept, held)
+
+
+def _make(
+    settings: IngestSettings,
+    origin: Origin,
+    source: Source,
+    relabel: Mapping[str, str | None],
+    kept: Catalogue,
+    held: Catalogue | None,
+) -> None:
+    """Claim, compare if asked, take and seal: the dataset, and the holdout after it."""
+    outputs = [settings.output, settings.holdout_output or f"{settings.output}-holdout"]
+    parts = []
+    for output, part in zip(outputs, (kept, held), strict=True):
+        if part is None:
+            continue
+        if not len(part):
+            raise UsageError(f"--holdout {settings.holdout}: of these few images none falls on one side; use another")
+        folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
+        dataset.claim(folder, identity, settings.stored())
+        parts.append((folder, identity, part))
+    size, channels, classes = (parts[0][1][name] for name in ("image_size", "channels", "classes"))
+    print(
+        f"ingest: {' and '.join(f'{len(part):,}' for _, _, part in parts)} images ({origin.kind}), "
+        f"{len(classes or []) or 'no'} classes, to {size}x{size}x{channels} in "
+        f"{' and '.join(f'{dataset.num_shards(identity):,}' for _, identity, _ in parts)} shards",
+        flush=True,
+    )
+    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
+    making = [part for part in parts if dataset.SEAL not in part[0].list()]
+    compared = parts if making and settings.dedupe != "none" else []  # a sealed one keeps its images from the other
+    for folder, _, part in compared or making:
+        part.publish(folder, settings.shard_size)
+    if compared:
+        intake.find_duplicates(compared, origin, pool)
+    for folder, identity, _ in parts:
+        arguments = {"output": folder.url, "origin": origin}
+
+        def check(rejects: list[Reject], folder: Folder = folder, count: int = identity["count"]) -> None:
+            _check_rejects(settings.max_rejects, folder, count, rejects)
+
+        product = produce.produce("ingest", folder, identity, IngestShard, arguments, pool, check=check)
+        assert product.index is not None, "ingest has no limit"
+        for reason, number in _reasons(product.rejects).items():
+            print(f"ingest: {number:,} not taken: {reason} (each with its source in {folder}/{dataset.REJECTS})")
+        index = product.index
+        print(
+            f"ingest: {folder}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}"
+        )
+    for folder, _, _ in parts:
+        intake.discard(folder)
+    print(f"ingest: next: jobs/train.py --data {parts[0][0]}")
+
+
+def _identity(
+    settings: IngestSettings, source: Source, relabel: Mapping[str, str | None], part: Catalogue, kept: Catalogue
+) -> dict[str, Any]:
+    """All that decides the dataset's bytes."""
     size, channels = _shape(settings, source)
-    background = images.colour(settings.background)
-    identity = {
+    dedupe: dict[str, Any] | None = None
+    if settings.dedupe != "none":
+        dedupe = {"mode": settings.dedupe, "against": None if part is kept else kept.digest}
+        if settings.dedupe == "near":
+            dedupe |= {"bits": duplicates.NEAR_BITS, "levels": duplicates.NEAR_LEVELS}
+    holdout = {"share": settings.holdout, "part": "kept" if part is kept else "held out"} if settings.holdout else None
+    return {
         "producer": "ingest",
-        "source": source.digest,
-        "count": len(source),
+        "source": part.digest,
+        "count": len(part),
         "shard_size": settings.shard_size,
         "seed": settings.seed,
-        "image": {"format": "png", "resize": settings.resize, "background": list(background)},
+        "image": {"format": "png", "resize": settings.resize, "background": list(images.colour(settings.background))},
         "image_size": size,
         "channels": channels,
-        "classes": source.classes,
+        "classes": part.classes,
+        "relabel": dict(relabel) or None,
+        "dedupe": dedupe,
+        "holdout": holdout,
+        "limits": {"bytes": settings.max_image_bytes, "pixels": settings.max_image_pixels},
         "arithmetic": {
             "numpy": np.__version__,
             "opencv": cv2.__version__,
             "pillow": PIL.__version__,
+            "jpeg": str(PIL.features.version("jpg")),
             "pyarrow": pyarrow.__version__,
         },
     }
-    output = Folder(settings.output)
-    dataset.claim(output, identity, settings.stored())
-    print(
-        f"ingest: {len(source):,} images, {len(source.classes or []) or 'no'} classes, to {size}x{size}x{channels} in "
-        f"{dataset.num_shards(identity):,} shards",
-        flush=True,
-    )
-    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
-    arguments = {
-        "output": output.url,
-        "source": settings.source,
-        "split": settings.split,
-        "resize": settings.resize,
-        "background": background,
-    }
-    product = produce.produce("ingest", output, identity, IngestShard, arguments, pool)
-    index = product.index
-    assert index is not None, "ingest has no limit"
-    for reason, count in Counter(reject.reason.split(":")[0] for reject in product.rejects).most_common():
-        print(f"ingest: {count:,} not taken: {reason} (each with its source in {output}/{dataset.REJECTS})")
-    print(f"ingest: {output}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}")
-    print(f"ingest: next: jobs/train.py --data {output}")
 
 
 def _shape(settings: IngestSettings, source: Source) -> tuple[int, int]:
     """The dataset's image size and channels: as asked, else the source's own, else 64x64 in colour."""
-    own_size, own_channels = 64, 3
-    if isinstance(source, ArraySource):
-        height, width, own_channels = np.shape(source.image(0))
-        own_size = height if height == width and height in IMAGE_SIZES else 64
-    size = settings.image_size or own_size
+    own_size, own_channels = source.shape or (64, 3)
+    size = settings.image_size or (own_size if own_size in IMAGE_SIZES else 64)
     if size not in IMAGE_SIZES:
         raise UsageError(f"--image-size {size}: must be one of {', '.join(map(str, IMAGE_SIZES))}")
     return size, settings.channels or own_channels
+
+
+def _read_relabel(path: Path | None) -> dict[str, str | None]:
+    if path is None:
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--relabel {path}: cannot be read: {error}") from error
+    if not isinstance(value, dict) or not all(new is None or isinstance(new, str) for new in value.values()):
+        raise UsageError(f'--relabel {path}: must be a JSON object of class names, as {{"tabby": "cat", "car": null}}')
+    return value
+
+
+def _relabelled(items: Iterator[Item], relabel: Mapping[str, str | None], settings: IngestSettings) -> Iterator[Item]:
+    """The items under their new class names, without those of classes that are left out."""
+    if not relabel:
+        yield from items
+        return
+    used = set()
+    for item in items:
+        if item.label is None or item.label not in relabel:
+            yield item
+            continue
+        used.add(item.label)
+        new = relabel[item.label]
+        if new is not None:
+            yield item._replace(label=new)
+    if unknown := sorted(relabel.keys() - used):
+        raise UsageError(f"--relabel {settings.relabel}: no image of class {unknown[0]!r}; check the name")
+
+
+def _declared(source: Source, relabel: Mapping[str, str | None]) -> list[str] | None:
+    """The classes that the source declares, under their new names."""
+    if source.classes is None:
+        return None
+    new = [relabel.get(name, name) for name in source.classes]
+    return list(dict.fromkeys(name for name in new if name is not None))
+
+
+def _reasons(rejects: list[Reject]) -> dict[str, int]:
+    return dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common())
+
+
+def _check_rejects(allowed: str, folder: Folder, count: int, rejects: list[Reject]) -> None:
+    """Raises LostWorkError if more could not be taken than allowed; the list of them lies in the folder then."""
+    lost = [reject for reject in rejects if not reject.reason.startswith(("duplicate:", "near duplicate:"))]
+    most = int(allowed) if allowed.isdecimal() else float(allowed) * count
+    if len(lost) > most:
+        folder.write(dataset.REJECTS, manifest.encode_rejects(rejects))
+        why = ", ".join(f"{number:,} {reason}" for reason, number in _reasons(lost).items())
+        raise LostWorkError(
+            f"{folder}: {len(lost):,} of {count:,} images could not be taken ({why}; the first: {lost[0].source}: "
+            f"{lost[0].reason}), more than --max-rejects {allowed}. Each stands in {folder}/{dataset.REJECTS}. "
+            "The rest is done: with a higher --max-rejects the same command seals it"
+        )
 
 
 if __name__ == "__main__":

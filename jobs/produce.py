@@ -40,11 +40,12 @@ def produce(
     existing: Collection[str] = (),
     limit: int | None = None,
     collect: Callable[[dict[str, Any]], None] = lambda result: None,
+    check: Callable[[list[Reject]], None] = lambda rejects: None,
 ) -> Product:
     """Run `worker` over the shards that have no part yet, and seal the dataset when all have one.
 
     Args:   existing: files that are there already and are sealed too. limit: shards to do at most.
-            collect: is given the worker's answer for each shard.
+            collect: is given the worker's answer for each shard. check: is given all rejects before the seal.
     Raises: LostWorkError naming the shards that are not done and why; the others are done and stay.
     """
     total = dataset.num_shards(identity)
@@ -88,12 +89,12 @@ def produce(
             journal.flush()
             if failed:
                 print(failed[0].trace, file=sys.stderr, flush=True)
-            raise LostWorkError(_lost(folder, undone, failed, why))
+            raise LostWorkError(lost(folder, undone, failed, why))
         if len(todo) < len(missing):
             journal.flush()
             return Product(None, rejects, done_images - before, progress.seconds)
         try:
-            index = _seal(folder, identity, records, rejects, existing, journal)
+            index = _seal(folder, identity, records, rejects, existing, journal, check)
         except OSError as error:
             raise LostWorkError(
                 f"{folder}: all shards are done, but not sealed: {error}. The same command seals it"
@@ -108,6 +109,7 @@ def _seal(
     rejects: list[Reject],
     existing: Collection[str],
     journal: dataset.Journal,
+    check: Callable[[list[Reject]], None],
 ) -> Index:
     """Seal a dataset of which this run made `records`; those of earlier runs, and their rejects, are added to both."""
     earlier = sorted(set(range(dataset.num_shards(identity))) - set(records))
@@ -121,6 +123,7 @@ def _seal(
             f"{folder}: none of {len(rejects):,} images could be taken; {first.source}: {first.reason}; "
             f"check --source, and use another --output"
         )
+    check(rejects)
     extras = card.files(folder, identity, records)
     if rejects:
         extras[dataset.REJECTS] = manifest.encode_rejects(rejects)
@@ -129,7 +132,7 @@ def _seal(
     return index
 
 
-def _lost(folder: Folder, undone: list[int], failed: list[Done], why: str) -> str:
+def lost(folder: Folder, undone: list[int], failed: list[Done], why: str) -> str:
     """What is not done and why: shards that failed, or `why` none of the others will be done, or both."""
     causes = [why] if why else []
     if failed:

@@ -58,5 +58,5 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[Difference]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -177,6 +177,14 @@ class Journal:
                 self._folder.remove("journal")
 
 
+def discard(folder: Folder, name: str) -> None:
+    """Remove a folder of what only the making needed; what cannot be removed now is tried again at the next start."""
+    with contextlib.suppress(OSError):
+        for file in folder.list(name):
+            folder.delete(f"{name}/{file}")
+        folder.remove(name)
+
+
 def records_of(
     folder: Folder, numbers: Iterable[int], journal: Journal
 ) -> Iterator[tuple[ShardRecord, tuple[Reject, ...]]]:

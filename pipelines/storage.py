@@ -6,13 +6,16 @@ store's own library reads (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...), ne
 """
 
 import contextlib
+import io
 import os
 import random
 import secrets
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -80,6 +83,11 @@ class Folder:
     def __str__(self) -> str:
         return self.url
 
+    @property
+    def remote(self) -> bool:
+        """Whether every access is a request, which others may run beside."""
+        return not self._local
+
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.url}/{name}")
 
@@ -114,6 +122,53 @@ class Folder:
             return {name: size for name, size in names.items() if not any(p.startswith(".") for p in name.split("/"))}
 
         return self._try(walk, "")
+
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """As tree(), but one file at a time and in no order: memory does not grow with their number.
+
+        Raises: StorageError for a link to a folder, which is not followed: what lies behind it would be missing.
+        """
+        if self._local:
+            yield from self._walk_local()
+        elif self.url.startswith("s3://"):
+            yield from self._walk_s3()
+        else:
+            yield from self.tree().items()
+
+    def _walk_local(self) -> Iterator[tuple[str, int]]:
+        for path, folders, files in os.walk(self._path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = os.path.relpath(path, self._path)
+            for name in folders:
+                if os.path.islink(os.path.join(path, name)):
+                    raise StorageError(f"{os.path.join(path, name)}: a link to a folder is not followed; copy it there")
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):  # a link to nothing
+                    status = os.stat(os.path.join(path, name))
+                    if stat.S_ISREG(status.st_mode) and not name.startswith("."):
+                        yield name if inside == "." else f"{inside}/{name}", status.st_size
+
+    def _walk_s3(self) -> Iterator[tuple[str, int]]:
+        bucket, _, prefix = self._path.removeprefix("s3://").partition("/")
+        prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+        after: dict[str, str] = {}
+        while True:
+            request = {"Bucket": bucket, "Prefix": prefix, **after}
+            page = self._try(partial(self._fs.call_s3, "list_objects_v2", **request), "")
+            for entry in page.get("Contents", ()):
+                name = entry["Key"][len(prefix) :]
+                if name and not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
+                    yield name, int(entry["Size"])
+            if not page.get("IsTruncated"):
+                return
+            after = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to seek in, read piece by piece. Raises MissingError if there is no such file."""
+        if self._local:
+            return self._try(lambda: open(f"{self._path}/{name}", "rb"), name)
+        size = self._try(lambda: int(self._fs.info(f"{self._path}/{name}")["size"]), name)
+        return io.BufferedReader(_Ranges(self, name, size), 256 << 10)
 
     def read(self, name: str) -> bytes:
         """A file's whole content. Raises MissingError if there is no such file."""
@@ -228,6 +283,33 @@ class Folder:
                     raise OSError(f"{where}: gave up after {ATTEMPTS} attempts: {error}") from error
             time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
+
+
+class _Ranges(io.RawIOBase):
+    """A file of a store as Python reads files, each piece a range read with its own attempts."""
+
+    def __init__(self, folder: Folder, name: str, size: int) -> None:
+        self._folder, self._name, self._size, self._at = folder, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._at))
+        if count:
+            buffer[:count] = self._folder.read_range(self._name, self._at, count)
+        self._at += count
+        return count
 
 
 def normalise(url: str) -> str:

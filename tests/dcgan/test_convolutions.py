@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,14 +14,6 @@ from dcgan.networks import NetworkConfig, build
 LAYERS = [
     *itertools.product([nn.Conv2d, nn.ConvTranspose2d], [(3, 5), (1, 4), (6, 8), (5, 3)], (4, 8, 12), (False, True)),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pair(kind: type[nn.Conv2d | nn.ConvTranspose2d], shape: tuple[int, int], bias: bool) -> tuple[nn.Module, nn.Module]:

@@ -1,22 +1,11 @@
 """The distance between two sets of images: as defined, near nothing for equals, larger for what is further."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dcgan.metrics import RandomFeatures, diversity, kernel_distance
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for each other take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def blobs(count: int, seed: int, shift: float = 0.0, channels: int = 1) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The networks' shapes, initial weights and limits: the paper's at any size, and Keras' variant layer by layer."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,6 @@ SHAPES = [
     *itertools.product(["dcgan"], IMAGE_SIZES, (1, 3), (0, 5)),
     *itertools.product(["keras"], (28,), (1, 3), (0, 5)),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for each other take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(network: str, image_size: int, channels: int, num_classes: int, **more: Any) -> NetworkConfig:

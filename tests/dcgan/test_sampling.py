@@ -1,7 +1,5 @@
 """Sampling: an image and its score depend on the seed and the label alone, and are those of the trained networks."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -21,15 +19,6 @@ CONFIGS = {
 }
 # odd ones above all: kernels treat what is left over after their last full block of rows in another way
 BATCHES = (1, 5, 32, 33, 50)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in a worker; and on a busy machine threads that wait for each other take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(config: NetworkConfig) -> Model:

