@@ -39,8 +39,8 @@ lock: .venv/.installed-dev ## renew the lock files (needs the network)
 	$(BIN)/python -m pip install --quiet uv
 	printf 'torch==2.14.1\ntorchvision==0.29.1\n' > .venv/pair.txt
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra dev pyproject.toml -o requirements-dev.lock
-	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo pyproject.toml infra/docker/requirements.in -o infra/docker/requirements.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra gs --extra az --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra gs --extra az pyproject.toml -o infra/docker/requirements.lock
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --no-deps tests/infra/tools.in -o tests/infra/tools.lock
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -c .venv/pair.txt
 
@@ -54,8 +54,9 @@ clean: ## remove the environment
 .venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
 	$(call install_lock,requirements.lock)
 
-.venv/.installed-dev: requirements-dev.lock pyproject.toml | .venv/bin/python
+.venv/.installed-dev: requirements-dev.lock pyproject.toml tests/azurite/package-lock.json | .venv/bin/python
 	$(call install_lock,requirements-dev.lock)
+	npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --silent
 	@touch .venv/.installed  # the dev lock holds all of the other
 
 # Apart from the environment: programs, and data of packages whose code nobody imports.

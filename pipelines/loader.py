@@ -8,9 +8,10 @@ from itertools import islice
 
 import numpy as np
 
-from pipelines import dataset, images, order, shards
+from pipelines import dataset, images, order
 from pipelines.dataset import Index
 from pipelines.order import Plan
+from pipelines.shards import Sample
 from pipelines.storage import Folder
 
 PREFETCH_BATCHES = 4
@@ -79,7 +80,7 @@ def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, st
         epoch, first = epoch + 1, 0
 
 
-def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, start: int) -> Iterator[shards.Sample]:
+def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, start: int) -> Iterator[Sample]:
     """One stream's samples from position `start` on. Shards wholly before the window of `start` are not read."""
     window = start // plan.window
     line = _read(folder, index, order.spans(plan, epoch, stream), window * plan.window)
@@ -92,7 +93,7 @@ def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, s
         window, skip = window + 1, 0
 
 
-def _read(folder: Folder, index: Index, spans: list[order.Span], start: int) -> Iterator[shards.Sample]:
+def _read(folder: Folder, index: Index, spans: list[order.Span], start: int) -> Iterator[Sample]:
     """The samples of consecutive spans, without the first `start`."""
     for span in spans:
         length = span.stop - span.start
@@ -100,6 +101,5 @@ def _read(folder: Folder, index: Index, spans: list[order.Span], start: int) -> 
             start -= length
             continue
         record = index.shards[span.shard]
-        data = dataset.read_shard(folder, record)
-        yield from islice(shards.unpack(data, f"{folder}/{record.tar}"), span.start + start, span.stop)
+        yield from islice(dataset.samples(folder, index, record), span.start + start, span.stop)
         start = 0

@@ -108,12 +108,13 @@ def cluster_of(*cpus: int) -> Iterator[Cluster]:
 
 
 class Head(NamedTuple):
-    """A `ray start --head` of a test's own, and the environment of one who may use it."""
+    """A `ray start --head` of a test's own, the environment of one who may use it, and where it keeps its logs."""
 
     gcs: str
     dashboard: str
     metrics: str
     env: dict[str, str]
+    place: Path
 
 
 @contextlib.contextmanager
@@ -139,7 +140,8 @@ def head_node(cpus: int = 2, **variables: str) -> Iterator[Head]:
     else:
         raise AssertionError("the head did not start")
     try:
-        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", env)
+        here = "http://127.0.0.1"
+        yield Head(f"127.0.0.1:{gcs}", f"{here}:{dashboard}", f"{here}:{metrics}/metrics", env, place)
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)

@@ -19,13 +19,15 @@ from tests.conftest import ROOT, Job
 from tests.processes import Head, cluster_of, head_node, until
 
 COUNT = 1200
+CANARY = "canary-5d02-a-secret-of-the-environment"
 GENERATE = ("--count", COUNT, "--shard-size", 200)
 
 
 @pytest.fixture
 def token_head() -> Iterator[Head]:
-    """A head node with token authentication."""
-    with head_node(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a-token-of-this-test-only-0123456789") as head:
+    """A head node with token authentication, and secrets in its environment that must not get out."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-only-0123456789"}
+    with head_node(**token, MY_TOKEN=CANARY, AWS_SECRET_ACCESS_KEY=CANARY) as head:
         yield head
 
 
@@ -82,6 +84,16 @@ def test_three_lines_run_as_submitted_jobs_under_a_token(token_head: Head, tmp_p
     made = _submit(token_head, "jobs/generate.py", "--root", root, *GENERATE)
     assert f"{COUNT:,} images" in made
     assert dataset.open_sealed(Folder(str(root / "synthetic"))).samples == COUNT
+
+    # The secrets that head, workers and submitter had in their environment are in nothing that any of them wrote.
+    asked = {"Authorization": f"Bearer {token_head.env['RAY_AUTH_TOKEN']}"}
+    with urllib.request.urlopen(urllib.request.Request(request.full_url, headers=asked), timeout=10) as answer:
+        records = answer.read().decode()
+    assert "jobs/generate.py" in records
+    assert CANARY not in listing + trained + made + records
+    written = [path for place in (root, token_head.place) for path in place.rglob("*") if path.is_file()]
+    assert len(written) > 50
+    assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
 
 
 def test_a_submitted_job_refuses_a_root_that_would_vanish(token_head: Head) -> None:
