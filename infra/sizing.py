@@ -16,7 +16,7 @@ SEAL_S_A_SHARD = 6.1e-5  # 61 s for a million; a listing and a restart's journal
 DRIVER_BYTES, DRIVER_BYTES_A_SHARD = 0.77e9, 1800.0
 # Counted (tests/infra/test_sizing.py counts them again, on a real S3 protocol):
 JOURNAL_SHARDS = 256  # records a journal file
-PREVIEW_READS = 120  # at most: ranges of shards that the preview is drawn from
+PREVIEW_PARTS, PREVIEW_READS = 3, 120  # at most: parts and ranges of shards that the preview is drawn from
 PAGE = 1000  # names a listing's answer holds
 PART, SINGLE = 50 << 20, 100 << 20  # s3fs: a tar from 100 MiB on goes up in parts of 50 MiB
 
@@ -69,21 +69,14 @@ class Estimate:
 def generate_requests(shards: int, workers: int, tar_bytes: float) -> dict[str, int]:
     """What jobs/generate.py asks of a store, without retries and restarts, and with a model in the same store."""
     puts_a_tar = 1 if tar_bytes < SINGLE else 2 + -(-int(tar_bytes) // PART)  # begin, the parts, complete
-    reads = 11 + 5 * workers  # each a HEAD and a GET: the model three times, and once a worker with the claim
     journal = shards // JOURNAL_SHARDS
     return {
         "PUT": shards * (puts_a_tar + 1) + 8 + journal,  # parts; claim, model, README, croissant, preview, seal
-        "LIST": 6 + 4 * -(-shards // PAGE),
-        "HEAD": reads,
-        "GET": reads + PREVIEW_READS,
+        "LIST": 7 + 4 * -(-shards // PAGE),  # the last: uploads that nobody completed
+        "HEAD": 10 + min(PREVIEW_PARTS, shards),
+        "GET": 8 + 5 * workers + min(PREVIEW_PARTS, shards) + PREVIEW_READS,  # each worker reads claim and model
         "DELETE": journal,
     }
-
-
-def verify_requests(shards: int, workers: int) -> dict[str, int]:
-    """What jobs/verify.py asks of a store, without --regenerate: every tar and every part, once."""
-    reads = 2 * shards + 2 * (workers + 1) + 7  # claim and seal, a worker and the driver; the files beside the shards
-    return {"PUT": 0, "LIST": 2 * -(-shards // PAGE), "HEAD": reads, "GET": reads, "DELETE": 0}
 
 
 def estimate(job: Job, prices: Prices) -> Estimate:
