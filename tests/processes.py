@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import ray
@@ -101,3 +105,55 @@ def cluster_of(*cpus: int) -> Iterator[Cluster]:
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         cluster.shutdown()
+
+
+class Head(NamedTuple):
+    """A `ray start --head` of a test's own, the environment of one who may use it, and where it keeps its logs."""
+
+    gcs: str
+    dashboard: str
+    metrics: str
+    env: dict[str, str]
+    place: Path
+
+
+@contextlib.contextmanager
+def head_node(cpus: int = 2, **variables: str) -> Iterator[Head]:
+    """A head node as a platform engineer starts one, with these variables of the environment; gone afterwards."""
+    gcs, dashboard, agent, client, metrics = (free_port() for _ in range(5))
+    # The environment is active where `ray start` is called, as the README has it: a job finds its Python by PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **variables, "PATH": path}
+    place = Path("/tmp") / f"gm{os.getpid()}"  # Ray's sockets live below it, and their paths must be short
+    command = [
+        f"{Path(sys.executable).parent}/ray start --head --block --num-cpus={cpus} --object-store-memory=268435456",
+        f"--port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client} --metrics-export-port={metrics} --temp-dir={place} --disable-usage-stats",
+    ]
+    process = subprocess.Popen(
+        " ".join(command).split(), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "--block" in line:  # printed when everything is up
+            break
+    else:
+        raise AssertionError("the head did not start")
+    try:
+        here = "http://127.0.0.1"
+        yield Head(f"127.0.0.1:{gcs}", f"{here}:{dashboard}", f"{here}:{metrics}/metrics", env, place)
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs([*children, psutil.Process(process.pid)], timeout=5)
+        for survivor in alive:
+            survivor.kill()
+        process.wait()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

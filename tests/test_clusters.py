@@ -1,78 +1,34 @@
 """The same commands on real Ray clusters: submitted with a token, over several nodes, on a single CPU."""
 
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs import generate
+from jobs import cluster, generate
 from pipelines import dataset
 from pipelines.storage import Folder
 from tests.conftest import ROOT, Job
+from tests.processes import Head, cluster_of, head_node, until
 
 COUNT = 1200
 CANARY = "canary-5d02-a-secret-of-the-environment"
 GENERATE = ("--count", COUNT, "--shard-size", 200)
 
 
-class Head(NamedTuple):
-    """A `ray start --head` of the test's own, the environment of one who may use it, and where it keeps its logs."""
-
-    dashboard: str
-    env: dict[str, str]
-    place: Path
-
-
 @pytest.fixture
-def token_head(tmp_path: Path) -> Iterator[Head]:
-    """A head node with token authentication, as a platform engineer starts one; gone when the test is."""
-    gcs, dashboard, agent, client = (_free_port() for _ in range(4))
-    # The environment is active where `ray start` is called, as the README has it: a job finds its Python by PATH.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def token_head() -> Iterator[Head]:
+    """A head node with token authentication, and secrets in its environment that must not get out."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-only-0123456789"}
-    env = {**os.environ, **token, "PATH": path, "MY_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY}
-    place = Path("/tmp") / f"gm{os.getpid()}"  # Ray's sockets live below it, and their paths must be short
-    command = [
-        f"{Path(sys.executable).parent}/ray start --head --block --num-cpus=2 --object-store-memory=268435456",
-        f"--port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}",
-        f"--ray-client-server-port={client} --temp-dir={place} --disable-usage-stats",
-    ]
-    process = subprocess.Popen(
-        " ".join(command).split(), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "--block" in line:  # printed when everything is up
-            break
-    else:
-        raise AssertionError("the head did not start")
-    yield Head(f"http://127.0.0.1:{dashboard}", env, place)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs([*children, psutil.Process(process.pid)], timeout=5)
-    for survivor in alive:
-        survivor.kill()
-    process.wait()
-    shutil.rmtree(place, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    with head_node(**token, MY_TOKEN=CANARY, AWS_SECRET_ACCESS_KEY=CANARY) as head:
+        yield head
 
 
 def _submit(head: Head, *entrypoint: str | int | Path) -> str:
@@ -188,3 +144,14 @@ def test_a_cluster_of_one_cpu_runs_to_the_end(undisturbed: Path, digits_run: Pat
         assert done.returncode == 0, done.stderr
     finally:
         cluster.shutdown()
+
+
+def test_a_cluster_that_has_scaled_to_no_gpu_is_waited_for() -> None:
+    ray.shutdown()
+    with cluster_of(1) as nodes, ThreadPoolExecutor(1) as other:
+        asked = other.submit(cluster.connect, None, "cuda")
+        until(ray.is_initialized, "the command has joined the cluster", within_s=30)
+        assert not asked.done()
+        nodes.add_node(num_cpus=1, num_gpus=1)  # as an autoscaler would
+        assert asked.result(60) == cluster.Pool(workers=1, gpus_per_worker=1.0)
+        ray.shutdown()
