@@ -19,7 +19,11 @@ from tests import emulators
 from tests.faults import SEED, FaultyProxy
 
 ROOT = Path(__file__).resolve().parent.parent
+PLAIN_INFRA = ("helm", "image", "manifests", "mutations", "vms")
 WITHOUT_RAY = (
+    *("dcgan/", "pipelines/", "test_attacks.py", "test_imports.py"),
+    *(f"infra/test_{name}.py" for name in PLAIN_INFRA),
+)
     "dcgan/",
     "pipelines/",
     "test_attacks.py",
