@@ -24,12 +24,6 @@ WITHOUT_RAY = (
     *("dcgan/", "pipelines/", "test_attacks.py", "test_imports.py"),
     *(f"infra/test_{name}.py" for name in PLAIN_INFRA),
 )
-    "dcgan/",
-    "pipelines/",
-    "test_attacks.py",
-    "test_imports.py",
-    *tuple(f"infra/test_{name}.py" for name in ("helm", "image", "manifests", "mutations", "vms")),
-)
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
