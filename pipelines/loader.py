@@ -10,6 +10,8 @@ import numpy as np
 
 from pipelines import dataset, images, order, shards
 from pipelines.dataset import Index
+from pipelines.images import Pixels
+from pipelines.manifest import ShardRecord
 from pipelines.order import Plan
 from pipelines.storage import Folder
 
@@ -61,6 +63,26 @@ def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, ste
     finally:
         closed.set()
         thread.join()
+
+
+def in_order(folder: Folder, index: Index, record: ShardRecord, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A shard's images_NHWC and label_N (-1 without a class), `size` at a time, as they lie there."""
+    channels = index.image_shape[2]
+    line = shards.unpack(dataset.read_shard(folder, record), f"{folder}/{record.tar}")
+    while taken := list(islice(line, size)):
+        labels = [-1 if sample.label is None else sample.label for sample in taken]
+        yield np.stack([images.decode(sample.image, channels) for sample in taken]), np.array(labels, np.int64)
+
+
+def at(folder: Folder, index: Index, position: int) -> tuple[str, Pixels]:
+    """The key and pixels of the image at a position among all that the dataset holds: one part and one range read."""
+    for record in index.shards:
+        if position < record.samples:
+            row = dataset.read_sealed_part(folder, record).table.slice(position, 1).to_pylist()[0]
+            data = folder.read_range(record.tar, row["offset"], row["size"])
+            return row["key"], images.decode(data, index.image_shape[2])
+        position -= record.samples
+    raise IndexError(position)
 
 
 def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Iterator[Batch]:
