@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Images a second and core that become shards: ours beside the writers that people use, on the same local files.
 
-Each way has processes of its own, all held to one core; rounds alternate. All of them read files, decode, crop the
-middle, resize, encode as PNG and write tars of 1,000:
-  ours         jobs/ingest.py with one worker, from its first shard's begin to its last one's end; start-up is apart
-  img2dataset  one process, file:// URLs, resize_mode center_crop (OpenCV's INTER_AREA), its defaults else
+All of them read files, decode, crop the middle, resize, encode as PNG and write tars of 1,000:
+  ours         jobs/ingest.py with one worker
+  img2dataset  one process, file:// URLs, resize_mode center_crop (OpenCV's INTER_AREA)
   webdataset   Pillow's ImageOps.fit and ShardWriter, as its documentation has it
+Counted is the CPU time of a command and of all that it started, Ray's own processes too, so that other work on the
+machine matters little. Each way runs over all files and over a fifth of them, and the difference is what images cost:
+start-up is left out. Rounds alternate.
 img2dataset wants older packages than ours: give the Python of an environment that has it.
 
     python -m venv peers && peers/bin/pip install img2dataset
@@ -14,8 +16,11 @@ img2dataset wants older packages than ours: give the Python of an environment th
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -30,61 +35,58 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZE, SHARD = 64, 1000
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
-# Programs of their own, as img2dataset's environment has none of our packages. Each prints the seconds that it took.
+# Programs of their own, as img2dataset's environment has none of our packages.
 IMG2DATASET = """
-import sys, time, pandas
+import sys, pandas
 from img2dataset import download
 files, out, size, shard = open(sys.argv[1]).read().splitlines(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 if __name__ == "__main__":
     pandas.DataFrame({"url": ["file://" + name for name in files]}).to_parquet(out + ".parquet")
-    began = time.time()
     download(
         url_list=out + ".parquet", input_format="parquet", url_col="url", output_folder=out, output_format="webdataset",
         image_size=size, resize_mode="center_crop", encode_format="png", encode_quality=1,
         processes_count=1, thread_count=4, number_sample_per_shard=shard,
     )
-    print("seconds", time.time() - began)
 """
 WEBDATASET = """
-import sys, time, webdataset
+import sys, webdataset
 from PIL import Image, ImageOps
 files, out, size, shard = open(sys.argv[1]).read().splitlines(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-began = time.time()
 with webdataset.ShardWriter(out + "/%06d.tar", maxcount=shard, verbose=0) as writer:
     for number, name in enumerate(files):
         image = ImageOps.fit(Image.open(name).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
         writer.write({"__key__": f"{number:09d}", "png": image})
-print("seconds", time.time() - began)
 """
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def ours(files: Path, place: Path) -> float:
-    """Images a second from the end of the first shard to that of the last: without what starts Ray."""
+    """CPU seconds."""
     command = [ROOT / "jobs" / "ingest.py", "--source", files, "--output", place / "out", "--image-size", SIZE]
-    _pinned([sys.executable, *map(str, command), "--channels", "3", "--shard-size", str(SHARD), "--workers", "1"])
-    tars = sorted(path.stat().st_mtime for path in (place / "out" / "shards").iterdir())
-    whole = len(list(files.rglob("*.*"))) // SHARD  # the last shard is short, but for luck
-    return SHARD * (whole - 1) / (tars[whole - 1] - tars[0])
+    return _cpu_s([sys.executable, *map(str, command), "--channels", "3", "--shard-size", str(SHARD), "--workers", "1"])
 
 
 def peer(python: str, code: str, files: Path, place: Path) -> float:
-    names = sorted(str(path) for path in files.rglob("*.*"))
-    (place / "files").write_text("\n".join(names))
+    """CPU seconds."""
+    (place / "files").write_text("\n".join(sorted(str(path) for path in files.rglob("*.*"))))
     (place / "run.py").write_text(code)
     (place / "out").mkdir()
-    out = _pinned([python, str(place / "run.py"), str(place / "files"), str(place / "out"), str(SIZE), str(SHARD)])
-    return len(names) / float(next(line for line in out.splitlines() if line.startswith("seconds")).split()[1])
+    return _cpu_s([python, str(place / "run.py"), str(place / "files"), str(place / "out"), str(SIZE), str(SHARD)])
 
 
-def _pinned(command: list[str]) -> str:
-    """Run it, and all that it starts, on one core."""
+def _cpu_s(command: list[str]) -> float:
+    """CPU seconds of a command and of every process that it left to us."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    done = subprocess.run(
-        ["taskset", "-c", "0", *command], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{command[1]} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
-    return done.stdout
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def several(source: Path, count: int, place: Path) -> Path:
@@ -107,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="a folder of image files")
     parser.add_argument("--peers", help="the Python that has img2dataset; left out without")
-    parser.add_argument("--count", type=lambda text: int(float(text)), default=10_000)
+    parser.add_argument("--count", type=lambda text: int(float(text)), default=40_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=lambda text: int(float(text)), nargs="+", help="ours at these counts, instead")
     parser.add_argument("--json", type=Path, help="write figures here")
@@ -122,22 +124,26 @@ def main() -> None:
                 figures[f"{count:,} images: {name}"] = value
                 print(f"{count:>12,} images  {name:24}{value:12,.1f}", flush=True)
         if not arguments.memory:
-            files = several(arguments.images, arguments.count, Path(scratch) / "files")
-            ways: dict[str, Callable[[Path], float]] = {"ours": lambda place: ours(files, place)}
-            ways["webdataset"] = lambda place: peer(sys.executable, WEBDATASET, files, place)
+            sizes = (arguments.count, arguments.count // 5)
+            large, small = (several(arguments.images, count, Path(scratch) / f"{count}") for count in sizes)
+            ways: dict[str, Callable[[Path, Path], float]] = {
+                "ours": ours,
+                "webdataset": lambda files, place: peer(sys.executable, WEBDATASET, files, place),
+            }
             if arguments.peers:
-                ways["img2dataset"] = lambda place: peer(arguments.peers, IMG2DATASET, files, place)
+                ways["img2dataset"] = lambda files, place: peer(arguments.peers, IMG2DATASET, files, place)
             rounds: list[dict[str, float]] = []
             for number in range(arguments.rounds):
                 rounds.append({})
                 for name, way in ways.items():
-                    with tempfile.TemporaryDirectory(dir=scratch) as place:
-                        rounds[-1][name] = way(Path(place))
-                    print(
-                        f"round {number + 1}: {name:12} {rounds[-1][name]:10,.0f} images a second and core", flush=True
-                    )
+                    seconds = []
+                    for files in (large, small):
+                        with tempfile.TemporaryDirectory(dir=scratch) as place:
+                            seconds.append(way(files, Path(place)))
+                    rounds[-1][name] = (sizes[0] - sizes[1]) / (seconds[0] - seconds[1])
+                    print(f"round {number + 1}: {name:12} {rounds[-1][name]:10,.0f} images a CPU second", flush=True)
             for name in ways:
-                figures[name] = statistics.median(found[name] for found in rounds)
+                figures[f"{name} images a CPU second"] = statistics.median(found[name] for found in rounds)
                 if name != "ours":
                     each = [found["ours"] / found[name] for found in rounds]
                     ratios[f"ours/{name}"] = statistics.median(each)
