@@ -142,5 +142,5 @@ def _digest(network: nn.Module) -> str:
     found = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.contiguous().numpy().tobytes())
+        found.update(value.contiguous().numpy())  # no copy: a layer of VGG-16 has 411 MB
     return found.hexdigest()

@@ -12,7 +12,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 NEIGHBOURS = 5  # Naeem et al.'s choice
-_ROWS = 1024  # of a matrix of distances that is held at once
+_HELD = 1 << 24  # numbers of an N x M matrix that are held at once: 134 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,7 @@ def nearest(train_NF: np.ndarray, query_MF: np.ndarray | None = None) -> tuple[n
 
 def _kernel_sum(x_NF: np.ndarray, y_MF: np.ndarray) -> float:
     y, size = y_MF.astype(np.float64), x_NF.shape[1]
-    blocks = (x_NF[start : start + _ROWS].astype(np.float64) for start in range(0, len(x_NF), _ROWS))
-    return float(sum(((block @ y.T / size + 1.0) ** 3).sum() for block in blocks))
+    return float(sum(((x_BF @ y.T / size + 1.0) ** 3).sum() for _, x_BF in _blocks(x_NF, len(y))))
 
 
 def _kernel_diagonal(x_NF: np.ndarray) -> float:
@@ -150,5 +149,12 @@ def _radii(features_NF: np.ndarray, neighbours: int) -> np.ndarray:
 def _distances(x_NF: np.ndarray, y_MF: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Euclidean distances from some rows of x to all of y at a time, with where those rows begin."""
     y = y_MF.astype(np.float64)
-    for start in range(0, len(x_NF), _ROWS):
-        yield start, pairwise_distances(x_NF[start : start + _ROWS].astype(np.float64), y)
+    for start, x_BF in _blocks(x_NF, len(y)):
+        yield start, pairwise_distances(x_BF, y)
+
+
+def _blocks(x_NF: np.ndarray, columns: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Some rows of x at a time, in float64, with where they begin: few enough for a matrix of so many columns."""
+    rows = max(1, _HELD // columns)
+    for start in range(0, len(x_NF), rows):
+        yield start, x_NF[start : start + rows].astype(np.float64)

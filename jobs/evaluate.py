@@ -74,8 +74,7 @@ def main(settings: EvaluateSettings) -> None:
         settings.seed,
         len(classes),
     )
-    chosen = _features(plan, indexes["real"])
-    protocol = _protocol(settings, folders, indexes, chosen)
+    protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))  # which are the actors' to keep
     key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
     pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
     gathered = gather.gather(plan, indexes, output, key, pool)

@@ -71,13 +71,17 @@ def _class_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
     lines = []
     for label, of in dict.fromkeys((row.label, row.of) for row in rows):
         found = [cells[label, of, measure] for measure in measures]
-        values = "".join(f"<td class=n>{number(row.value)} ± {number(row.spread)}" for row in found)
+        values = "".join(f"<td class=n>{_with_spread(row)}" for row in found)
         drawn = cells[label, of, "kernel_distance"]
         name = escape(classes[label or 0])
         lines.append(f"<tr><td>{name}<td>{of}<td class=n>{drawn.n_of:,}<td class=n>{drawn.n_against:,}{values}")
     notes = dict.fromkeys(f"{row.measure.replace('_', ' ')}: {row.note}" for row in rows if row.note)
     head = f"<tr><th>class<th>of<th class=n>drawn<th class=n>real drawn{columns}"
     return "\n".join(["<table>", head, *lines, "</table>", *(f"<p>{escape(note)}</p>" for note in notes)])
+
+
+def _with_spread(row: Row) -> str:
+    return number(row.value) if row.spread is None else f"{number(row.value)} ± {number(row.spread)}"
 
 
 def _histogram(distances: Mapping[tuple[str, str], np.ndarray]) -> str:
@@ -93,7 +97,7 @@ def _histogram(distances: Mapping[tuple[str, str], np.ndarray]) -> str:
         )
         name = "real to another real" if of == "real" else f"{of} to real"
         lines.append(f'<polyline points="{points}" fill="none" stroke="{_COLOURS[of]}" stroke-width="2"/>')
-        lines.append(f'<text x="{_WIDTH - 10}" y="{16 + 16 * place}" text-anchor="end">{name}</text>')
+        lines.append(f'<text x="{_WIDTH - 148}" y="{16 + 16 * place}">{name}</text>')
         lines.append(f'<rect x="{_WIDTH - 165}" y="{7 + 16 * place}" width="10" height="10" fill="{_COLOURS[of]}"/>')
     axis = (
         f'<line x1="0" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}" stroke="#888"/>'
