@@ -15,7 +15,7 @@ demo: install ## real digits to a trained DCGAN to 10,000 synthetic digits, in m
 	@$(BIN)/python jobs/demo.py
 
 test: install-dev ## the whole suite
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
 
 test-long: install-dev ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long
@@ -34,7 +34,7 @@ lock: .venv/.installed-dev ## renew both lock files (needs the network)
 	$(BIN)/python -m pip install --quiet uv
 	printf 'torch==2.14.1\ntorchvision==0.29.1\n' > .venv/pair.txt
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra gs --extra az --extra dev pyproject.toml -o requirements-dev.lock
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -c .venv/pair.txt
 
 clean: ## remove the environment
@@ -47,8 +47,9 @@ clean: ## remove the environment
 .venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
 	$(call install_lock,requirements.lock)
 
-.venv/.installed-dev: requirements-dev.lock pyproject.toml | .venv/bin/python
+.venv/.installed-dev: requirements-dev.lock pyproject.toml tests/azurite/package-lock.json | .venv/bin/python
 	$(call install_lock,requirements-dev.lock)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --silent
 	@touch .venv/.installed  # the dev lock holds all of the other
 
 # Hashes for everything that is fetched; the project itself is linked, not copied.

@@ -25,6 +25,7 @@ CARD = "model.json"
 WEIGHTS = ("generator.safetensors", "discriminator.safetensors")
 MAX_CARD_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 4 << 30
+MAX_HEADER_BYTES = 1 << 20  # of a safetensors file: ours have some kilobytes
 
 
 class ModelError(ValueError):
@@ -97,23 +98,36 @@ def _types(values: dict[str, Any]) -> dict[str, type]:
     return {name: type(value) for name, value in values.items()}
 
 
-def unpack(read: Callable[[str], bytes]) -> Model:
-    """A model from its files, in eval mode. `read` gives a file's content by its name.
+def unpack(read: Callable[[str, int], bytes]) -> Model:
+    """A model from its files, in eval mode. `read` gives a file's content by its name, up to a number of bytes.
 
-    Raises: ModelError if a file is not what model.json says, or does not fit the networks.
+    Raises: ModelError if a file is not what model.json says, or does not fit the networks. A model may come from a
+    stranger: how large its networks are is known, and its files' sizes compared with it, before memory is taken.
     """
-    card = read_card(read(CARD))
+    card = read_card(read(CARD, MAX_CARD_BYTES))
     config = NetworkConfig(**card["network"])
+    with torch.device("meta"):
+        sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in build(config)]
+    for name, size in zip(WEIGHTS, sizes, strict=True):
+        expected = card["files"][name]["bytes"]
+        if not 0 < expected <= MAX_WEIGHTS_BYTES:
+            raise ModelError(f"{name}: {expected} bytes; at most {MAX_WEIGHTS_BYTES} are read")
+        if not size <= expected <= size + MAX_HEADER_BYTES:
+            raise ModelError(f"{name} does not fit the networks: {expected:,} bytes, their tensors have {size:,}")
     generator, discriminator = build(config)
     for name, network in zip(WEIGHTS, (generator, discriminator), strict=True):
         expected = card["files"][name]
-        if not 0 < expected["bytes"] <= MAX_WEIGHTS_BYTES:
-            raise ModelError(f"{name}: {expected['bytes']} bytes; at most {MAX_WEIGHTS_BYTES} are read")
-        data = read(name)
+        data = read(name, expected["bytes"])
         if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
             raise ModelError(f"{name} is not the file that {CARD} names (its size or sha256 is another)")
         try:
-            network.load_state_dict(from_bytes(data))
+            state = from_bytes(data)
+            other = [
+                key for key, tensor in network.state_dict().items() if key in state and state[key].dtype != tensor.dtype
+            ]
+            if other:
+                raise ModelError(f"{name} does not fit the networks: {other[0]} is {state[other[0]].dtype}")
+            network.load_state_dict(state)
         except (SafetensorError, RuntimeError) as error:
             raise ModelError(f"{name} does not fit the networks: {str(error).splitlines()[0]}") from error
         network.eval()

@@ -158,8 +158,9 @@ def main(settings: GenerateSettings) -> None:
             f"--seed-start {settings.seed_start} + --count {settings.count}: seeds end at {latents.MAX_SEED}"
         )
     source = models.resolve(Folder(settings.model))
-    card_bytes = source.read(model_files.CARD)
+    card_bytes = source.read(model_files.CARD, model_files.MAX_CARD_BYTES)
     card = model_files.read_card(card_bytes)
+    dataset.check_size({**card["network"], "count": settings.count, "shard_size": settings.shard_size})
     labels = parse_classes(settings.classes, card["classes"])
     if settings.dry_run:
         return _print_plan(settings, source, labels)

@@ -146,6 +146,7 @@ def _make(
         if not len(part):
             raise UsageError(f"--holdout {settings.holdout}: of these few images none falls on one side; use another")
         folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
+        dataset.check_size(identity)
         dataset.claim(folder, identity, settings.stored())
         parts.append((folder, identity, part))
     size, channels, classes = (parts[0][1][name] for name in ("image_size", "channels", "classes"))

@@ -1,6 +1,7 @@
 """Models on storage: find, load and copy them."""
 
 import json
+import re
 
 from dcgan import model_files
 from dcgan.model_files import Model, ModelError
@@ -16,8 +17,11 @@ def resolve(folder: Folder) -> Folder:
     if model_files.CARD in files:
         return folder
     if BEST in files:
-        name = json.loads(folder.read(BEST))["model"]
-        if not isinstance(name, str) or not name.startswith("models/") or ".." in name:
+        try:
+            name = json.loads(folder.read(BEST, model_files.MAX_CARD_BYTES))["model"]
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder}/{BEST}: damaged: {error!r}") from error
+        if not isinstance(name, str) or not re.fullmatch(r"models/\d{1,20}", name):
             raise ModelError(f"{folder}/{BEST}: names no model of this run")
         return folder / name
     raise ModelError(
@@ -28,7 +32,8 @@ def resolve(folder: Folder) -> Folder:
 def load(folder: Folder) -> tuple[Model, str]:
     """A model and its digest. Raises ModelError, naming the folder, for files that are not one."""
     try:
-        return model_files.unpack(folder.read), model_files.digest(folder.read(model_files.CARD))
+        card = folder.read(model_files.CARD, model_files.MAX_CARD_BYTES)
+        return model_files.unpack(folder.read), model_files.digest(card)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from error
     except MissingError as error:
@@ -47,4 +52,4 @@ def copy(source: Folder, target: Folder) -> None:
     """Copy a model, byte for byte, its card last; nothing to do if the card is there."""
     if model_files.CARD not in target.list():
         for name in (*model_files.WEIGHTS, model_files.CARD):
-            target.write(name, source.read(name))
+            target.write(name, source.read(name, model_files.MAX_WEIGHTS_BYTES))

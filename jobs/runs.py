@@ -22,7 +22,7 @@ from dcgan import model_files
 from jobs import symptoms
 from jobs.models import BEST
 from pipelines import claim
-from pipelines.storage import Folder, MissingError
+from pipelines.storage import Folder, MissingError, TooLargeError
 
 CLAIM = "run.json"
 STATS = "stats.jsonl"
@@ -66,11 +66,12 @@ def newest(run: Folder) -> Checkpoint | None:
     for images in saved:
         folder = run / f"checkpoints/{images:012d}"
         try:
-            card, data = json.loads(folder.read(_CARD)), folder.read(_STATE)
+            card = json.loads(folder.read(_CARD, model_files.MAX_CARD_BYTES))
+            data = folder.read(_STATE, card["bytes"])
             if len(data) != card["bytes"] or hashlib.sha256(data).hexdigest() != card["sha256"]:
                 raise ValueError("its bytes are not those that were saved")
             return Checkpoint(images, model_files.from_bytes(data))
-        except (MissingError, ValueError, KeyError, SafetensorError) as error:
+        except (MissingError, TooLargeError, RecursionError, TypeError, ValueError, KeyError, SafetensorError) as error:
             print(f"train: {folder} is damaged ({error}); trying the one before", file=sys.stderr, flush=True)
     if saved:
         raise ValueError(f"{run}: none of its {len(saved)} checkpoints is whole; use another --run to start anew")
@@ -146,6 +147,7 @@ def write_report(run: Folder) -> None:
         "",
     ]
     run.write("report.md", "\n".join(lines).encode())
+    run.abort_uploads()  # of checkpoints, by workers that died
 
 
 def delete(run: Folder, name: str, files: tuple[str, ...]) -> None:

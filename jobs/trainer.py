@@ -22,7 +22,7 @@ from dcgan.sampling import Sampler
 from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
 from jobs import models, runs, symptoms
 from jobs.cluster import keep_freed_memory
-from pipelines import dataset, images, loader, shards
+from pipelines import dataset, images, loader
 from pipelines.order import Plan
 from pipelines.storage import Folder
 
@@ -235,8 +235,7 @@ def _first_images(data: Folder, index: dataset.Index, count: int) -> tuple[np.nd
     found: list[np.ndarray] = []
     labels: list[int] = []
     for record in index.shards:
-        tar = dataset.read_shard(data, record)
-        for sample in shards.unpack(tar, f"{data}/{record.tar}"):
+        for sample in dataset.samples(data, index, record):
             found.append(images.decode(sample.image, index.image_shape[2]))
             labels.append(sample.label or 0)
             if len(found) == count:

@@ -180,7 +180,7 @@ def _check_shards(folder: Folder, index: Index, arguments: dict[str, Any], pool:
     bad = sorted((done for done in results if done.error), key=lambda done: done.shard)
     if bad:
         more = f" (and {len(bad) - 1} more shards)" if len(bad) > 1 else ""
-        raise CorruptError(bad[0].error.removeprefix("CorruptError: ") + more)
+        raise CorruptError(bad[0].error.partition(": ")[2] + more)
     return results
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pipelines.schema import MAX_CLAIM_BYTES
 from pipelines.storage import Folder
 
 FORMAT = 1
@@ -42,8 +43,8 @@ def take(folder: Folder, name: str, identity: Mapping[str, Any], settings: Mappi
     if folder.create(name, encode(identity, settings)):
         return []
     try:
-        before = json.loads(folder.read(name))["identity"]
-    except (KeyError, TypeError, ValueError) as error:
+        before = json.loads(folder.read(name, MAX_CLAIM_BYTES))["identity"]
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ClaimError(f"{folder}/{name}: damaged, not a claim: {error!r}; use another folder") from error
     return list(_differences(before, json.loads(canonical(identity))))
 

@@ -12,20 +12,25 @@ shard's bytes follow from the identity and its number alone, nobody can tell how
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines import claim as claim_file
-from pipelines import manifest, shards
+from pipelines import manifest, schema, shards
 from pipelines.claim import FORMAT, ClaimError, canonical
+from pipelines.dimensions import dimensions
 from pipelines.manifest import Part, Reject, ShardRecord
-from pipelines.storage import Folder, MissingError
+from pipelines.schema import SchemaError
+from pipelines.shards import Sample
+from pipelines.storage import Folder, MissingError, TooLargeError
 
 CLAIM = "dataset.json"
 SEAL = "index.json"
 REJECTS = "rejects.parquet"
+MAX_FILE_BYTES = 4 << 30  # of what lies beside the shards; the largest is a model's weights
 
 
 class DatasetError(ValueError):
@@ -74,6 +79,14 @@ def shard_range(identity: Mapping[str, Any], shard: int) -> range:
     return range(shard * size, min((shard + 1) * size, identity["count"]))
 
 
+def check_size(identity: Mapping[str, Any]) -> None:
+    """For producers, before they start. Raises DatasetError for shards that are too many or too large."""
+    try:
+        schema.check_size(*(identity[name] for name in ("count", "shard_size", "image_size", "channels")))
+    except SchemaError as error:
+        raise DatasetError(str(error)) from error
+
+
 def claim(folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Take the folder for a dataset of this identity, or go on with one that has it.
 
@@ -101,12 +114,17 @@ def claim(folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, An
 def read_claim(folder: Folder) -> dict[str, Any]:
     """dataset.json. Raises DatasetError if there is none or it cannot be read by this version."""
     try:
-        data = folder.read(CLAIM)
+        data = folder.read(CLAIM, schema.MAX_CLAIM_BYTES)
     except MissingError as error:
         raise DatasetError(f"{folder}: no dataset here ({CLAIM} is missing); check the URL") from error
     claimed: dict[str, Any] = _json(data, f"{folder}/{CLAIM}")
     if claimed.get("format") != FORMAT or not isinstance(claimed.get("identity"), dict):
-        raise DatasetError(f"{folder}/{CLAIM}: format {claimed.get('format')!r}; this version reads format {FORMAT}")
+        version = str(claimed.get("format"))[:40]
+        raise DatasetError(f"{folder}/{CLAIM}: format {version}; this version reads format {FORMAT}")
+    try:
+        schema.check_identity(claimed["identity"])
+    except SchemaError as error:
+        raise DatasetError(f"{folder}/{CLAIM}: {error}") from error
     return claimed
 
 
@@ -235,6 +253,7 @@ def seal(
         )
     for name in {"", "shards", "manifest", *(file.rpartition("/")[0] for file in existing)}:
         folder.sweep(name)
+    folder.abort_uploads()
     for name, data in extras.items():
         folder.write(name, data)
     files = {**extras, **{name: folder.read(name) for name in (CLAIM, *existing)}}
@@ -251,14 +270,18 @@ def open_sealed(folder: Folder) -> Index:
     Raises: DatasetError if there is no dataset or it has no seal; CorruptError if the seal contradicts itself.
     """
     identity = read_claim(folder)["identity"]
+    many, names = num_shards(identity), len(canonical(identity["classes"]))
     try:
-        data = folder.read(SEAL)
+        data = folder.read(SEAL, schema.max_seal_bytes(many, names))
     except MissingError as error:
         raise DatasetError(
             f"{folder}: not finished ({SEAL} is missing); run the job that makes it again to complete it"
         ) from error
+    if data.count(b"{") + data.count(b"[") > many + len(identity["classes"] or []) + 1000 + names:
+        raise CorruptError(f"{folder}/{SEAL}: more entries than {many:,} shards have")  # parsed, they fill the memory
     sealed = _json(data, f"{folder}/{SEAL}")
     try:
+        schema.check_seal(sealed)
         records = tuple(ShardRecord(shard=number, **entry) for number, entry in enumerate(sealed["shards"]))
         index = Index(identity, records, sealed["files"], sealed["root"])
         agrees = data == canonical(_seal_json(index)) + b"\n"
@@ -268,7 +291,42 @@ def open_sealed(folder: Folder) -> Index:
         raise CorruptError(
             f"{folder}/{SEAL}: does not agree with itself or with {CLAIM}; it was changed after the seal"
         )
+    pixels = math.prod(index.image_shape)
+    for record in records:
+        owned = len(shard_range(identity, record.shard))
+        if record.samples > owned or record.bytes > schema.max_tar_bytes(record.samples, pixels):
+            raise CorruptError(
+                f"{folder}/{SEAL}: {record.tar}: {record.samples:,} samples in {record.bytes:,} bytes, more than a "
+                f"shard of {owned:,} can have"
+            )
+    if len(records) != many:
+        raise CorruptError(f"{folder}/{SEAL}: {len(records):,} shards, {CLAIM} says {many:,}")
     return index
+
+
+def samples(folder: Folder, index: Index, record: ShardRecord) -> Iterator[Sample]:
+    """A sealed shard's samples in order: the only way in for whoever decodes them.
+
+    Raises: CorruptError or ShardError, naming the shard and the sample, for a tar that is not as sealed, and for
+    samples that are fewer or more, of another shard, of an unknown class, or whose image declares another size.
+    """
+    where = f"{folder}/{record.tar}"
+    owned, classes, (height, width, _) = shard_range(index.identity, record.shard), index.classes, index.image_shape
+    found = 0
+    for sample in shards.unpack(read_shard(folder, record), where):
+        what = f"{where}: sample {shards.key(sample.index)}"
+        if sample.index not in owned:
+            raise CorruptError(f"{what}: the shard owns {owned.start} to {owned.stop - 1}")
+        if (sample.label is None) != (classes is None) or (classes and (sample.label or 0) >= len(classes)):
+            raise CorruptError(f"{what}: its class is {sample.label}, of {len(classes or [])}")
+        if dimensions(sample.image) != (height, width):
+            size = dimensions(sample.image)
+            says = f"declares {size[1]}x{size[0]} pixels" if size else "is no PNG, JPEG or WebP"
+            raise CorruptError(f"{what}: its image {says}; all are {width}x{height}")
+        found += 1
+        yield sample
+    if found != record.samples:
+        raise CorruptError(f"{where}: {found:,} samples, sealed with {record.samples:,}")
 
 
 def read_shard(folder: Folder, record: ShardRecord) -> bytes:
@@ -306,10 +364,10 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
     rejected = {reject.index for reject in part.rejects}
     if [row["index"] for row in rows] != [i for i in owned if i not in rejected] or part.shard != record.shard:
         raise CorruptError(f"{folder}/{record.part}: its rows are not the indices {owned.start} to {owned.stop - 1}")
-    samples = list(shards.unpack(data, where))
-    if len(samples) != len(rows):
-        raise CorruptError(f"{where}: {len(samples)} samples, its part has {len(rows)} rows")
-    for sample, row in zip(samples, rows, strict=True):
+    found = list(samples(folder, index, record))
+    if len(found) != len(rows):
+        raise CorruptError(f"{where}: {len(found)} samples, its part has {len(rows)} rows")
+    for sample, row in zip(found, rows, strict=True):
         image = data[row["offset"] : row["offset"] + row["size"]]
         if (
             sample.index != row["index"]
@@ -320,7 +378,7 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
             or hashlib.sha256(image).digest() != row["sha256"]
         ):
             raise CorruptError(f"{where}: sample {row['key']} is not what its row in {record.part} says")
-    return len(samples)
+    return len(found)
 
 
 def _seal_json(index: Index) -> dict[str, Any]:
@@ -342,9 +400,11 @@ def _seal_json(index: Index) -> dict[str, Any]:
 
 def _checked(folder: Folder, name: str, size: int | None, sha256: str) -> bytes:
     try:
-        data = folder.read(name)
+        data = folder.read(name, MAX_FILE_BYTES if size is None else size)
     except MissingError as error:
         raise CorruptError(f"{folder}/{name}: missing") from error
+    except TooLargeError as error:
+        raise CorruptError(f"{folder}/{name}: more than {size or MAX_FILE_BYTES:,} bytes, sealed with fewer") from error
     if size is not None and len(data) != size:
         raise CorruptError(f"{folder}/{name}: {len(data)} bytes, sealed with {size}")
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -359,7 +419,7 @@ def _prefixed(folder: Folder, name: str) -> dict[str, int]:
 def _json(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{where}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CorruptError(f"{where}: not a JSON object")

@@ -13,6 +13,7 @@ from pipelines.dataset import Index
 from pipelines.images import Pixels
 from pipelines.manifest import ShardRecord
 from pipelines.order import Plan
+from pipelines.shards import Sample
 from pipelines.storage import Folder
 
 PREFETCH_BATCHES = 4
@@ -68,19 +69,18 @@ def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, ste
 def in_order(folder: Folder, index: Index, record: ShardRecord, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A shard's images_NHWC and label_N (-1 without a class), `size` at a time, as they lie there."""
     channels = index.image_shape[2]
-    line = shards.unpack(dataset.read_shard(folder, record), f"{folder}/{record.tar}")
+    line = dataset.samples(folder, index, record)
     while taken := list(islice(line, size)):
         labels = [-1 if sample.label is None else sample.label for sample in taken]
         yield np.stack([images.decode(sample.image, channels) for sample in taken]), np.array(labels, np.int64)
 
 
 def at(folder: Folder, index: Index, position: int) -> tuple[str, Pixels]:
-    """The key and pixels of the image at a position among all that the dataset holds: one part and one range read."""
+    """The key and pixels of the image at a position among all that the dataset holds. Reads its whole shard."""
     for record in index.shards:
         if position < record.samples:
-            row = dataset.read_sealed_part(folder, record).table.slice(position, 1).to_pylist()[0]
-            data = folder.read_range(record.tar, row["offset"], row["size"])
-            return row["key"], images.decode(data, index.image_shape[2])
+            sample = next(islice(dataset.samples(folder, index, record), position, None))
+            return shards.key(sample.index), images.decode(sample.image, index.image_shape[2])
         position -= record.samples
     raise IndexError(position)
 
@@ -101,7 +101,7 @@ def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, st
         epoch, first = epoch + 1, 0
 
 
-def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, start: int) -> Iterator[shards.Sample]:
+def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, start: int) -> Iterator[Sample]:
     """One stream's samples from position `start` on. Shards wholly before the window of `start` are not read."""
     window = start // plan.window
     line = _read(folder, index, order.spans(plan, epoch, stream), window * plan.window)
@@ -114,7 +114,7 @@ def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, s
         window, skip = window + 1, 0
 
 
-def _read(folder: Folder, index: Index, spans: list[order.Span], start: int) -> Iterator[shards.Sample]:
+def _read(folder: Folder, index: Index, spans: list[order.Span], start: int) -> Iterator[Sample]:
     """The samples of consecutive spans, without the first `start`."""
     for span in spans:
         length = span.stop - span.start
@@ -122,6 +122,5 @@ def _read(folder: Folder, index: Index, spans: list[order.Span], start: int) -> 
             start -= length
             continue
         record = index.shards[span.shard]
-        data = dataset.read_shard(folder, record)
-        yield from islice(shards.unpack(data, f"{folder}/{record.tar}"), span.start + start, span.stop)
+        yield from islice(dataset.samples(folder, index, record), span.start + start, span.stop)
         start = 0

@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.schema import MAX_PART_BYTES, MAX_SHARD_IMAGES
 from pipelines.shards import Packed, key
 
 COLUMNS = pa.schema(
@@ -36,7 +38,9 @@ EXTRA = {  # what each producer adds
         pa.field("score", pa.float32(), nullable=False),  # its sigmoid
     ],
 }
+_FIELDS = {producer: [*COLUMNS, *extra] for producer, extra in EXTRA.items()}
 _FOOTER = b"ganmill"
+MAX_TEXT_BYTES = 1 << 16  # of a source's name
 _REJECTS = pa.schema([("index", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
 
@@ -105,7 +109,7 @@ def encode(
         "tar_sha256": hashlib.sha256(packed.data).hexdigest(),
         "rejects": [asdict(reject) for reject in rejects],
     }
-    fields = [*COLUMNS, *EXTRA[producer]]
+    fields = _FIELDS[producer]
     schema = pa.schema(fields)
     columns = {
         "key": [key(index) for index in packed.index],
@@ -126,15 +130,58 @@ def encode(
 
 
 def decode(data: bytes, where: str) -> Part:
-    """Read a part. `where` is its URL, for errors. Raises PartError if it is not one."""
+    """Read a part. `where` is its URL, for errors.
+
+    It may come from a stranger: only our own columns are read, nothing of what describes other types to other readers
+    (`ARROW:schema`, `pandas`), and never more memory than MAX_PART_BYTES and a page. Raises PartError if it is not one.
+    """
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        footer = json.loads(file.metadata.metadata[_FOOTER])
-        table = file.read()
-        rejects = tuple(Reject(**reject) for reject in footer["rejects"])
-        return Part(table, footer["shard"], footer["tar_bytes"], footer["tar_sha256"], rejects)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise PartError(f"{where}: not a manifest part: {error}") from error
+        # Arrow builds the types that this describes when it opens a file, by whatever code is registered for them.
+        if b"ARROW:schema" in data[-8 - int.from_bytes(data[-8:-4], "little") :] or not data.endswith(b"PAR1"):
+            raise ValueError("its footer holds ARROW:schema, or there is none")
+        meta = pq.read_metadata(io.BytesIO(data))
+        unknown = sorted(name.decode(errors="replace") for name in {*(meta.metadata or {})} - {_FOOTER})
+        if unknown:
+            raise ValueError(f"its footer holds {', '.join(unknown)[:100]}")
+        facts = _facts(json.loads(meta.metadata[_FOOTER]))
+        if meta.num_rows > MAX_SHARD_IMAGES or meta.num_row_groups > 1:
+            raise ValueError(
+                f"{meta.num_rows:,} rows in {meta.num_row_groups:,} groups, not {MAX_SHARD_IMAGES:,} in one"
+            )
+        names = meta.schema.names
+        fields = next((fields for fields in _FIELDS.values() if names == [field.name for field in fields]), None)
+        if fields is None:
+            raise ValueError(f"its columns are {', '.join(names)[:200]}")
+        return Part(_read_rows(data, meta, pa.schema(fields)), *facts)
+    except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())  # Arrow's have several lines
+        raise PartError(f"{where}: not a manifest part: {why}") from error
+
+
+def _read_rows(data: bytes, meta: pq.FileMetaData, schema: pa.Schema) -> pa.Table:
+    """The rows, some at a time. As a dictionary a text that is written once and stands in every row is held once."""
+    texts = [field.name for field in schema if field.type == pa.string()]
+    file = pq.ParquetFile(io.BytesIO(data), metadata=meta, read_dictionary=texts)
+    batches, held = [], 0
+    for batch in file.iter_batches(1024):
+        longest = max(pc.max(pc.binary_length(batch[name].dictionary)).as_py() or 0 for name in texts)
+        held += batch.nbytes
+        if longest > MAX_TEXT_BYTES or held > MAX_PART_BYTES:
+            raise ValueError(f"a text of {longest:,} bytes, its rows so far {held:,}; more than any part of ours has")
+        batches.append(batch.cast(schema))
+    return pa.Table.from_batches(batches, schema)
+
+
+def _facts(footer: Any) -> tuple[int, int, str, tuple[Reject, ...]]:
+    """The footer's shard, tar_bytes, tar_sha256 and rejects. Raises TypeError or KeyError for anything else."""
+    rejects = tuple(Reject(**reject) for reject in footer["rejects"])
+    shard, size, sha256 = footer["shard"], footer["tar_bytes"], footer["tar_sha256"]
+    plain = (type(shard), type(size), type(sha256)) == (int, int, str) and all(
+        (type(r.index), type(r.source), type(r.reason)) == (int, str, str) for r in rejects
+    )
+    if not plain:
+        raise TypeError("its footer holds other types")
+    return shard, size, sha256, rejects
 
 
 def record(data: bytes, part: Part) -> ShardRecord:

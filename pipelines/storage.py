@@ -2,7 +2,7 @@
 
 Nothing half-written is ever visible. A local write goes to a temporary name, is synced and renamed; an object store
 gets one PUT (or one completed multipart upload). Endpoint, region and credentials come from the environment that the
-store's own library reads (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...), never from data.
+store's own library reads (docs/storage.md lists it), never from data. What differs between stores is in store_*.py.
 """
 
 import contextlib
@@ -15,41 +15,26 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 import fsspec
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import ConnectionError as NoAnswerError
-from botocore.parsers import ResponseParserError
+
+from pipelines import store_s3, stores
 
 T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "gs", "az")
 # A store that throttles or restarts is back within seconds; waits of 0.2, 0.4, ... s (jittered) span about 6 s, and
-# the client's own waits under them about 9 s more.
+# under them S3's client waits about 9 s more.
 ATTEMPTS = 6
 FIRST_WAIT_S = 0.2
-# Errors that may pass. A body that was cut short is an aiohttp.ClientError, and an answer that makes no sense (from a
-# gateway, say) a ResponseParserError; neither is an OSError.
-_PASSING = (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError)
-
-_S3_OPTIONS = {
-    "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 2},  # under each of ours: more would multiply the waits
-        "connect_timeout": 10,
-        "read_timeout": 20,  # without a byte; a store that says nothing for so long is asked again
-    },
-    # Another process may have written since: every listing asks the store.
-    "use_listings_cache": False,
-}
+# One call, whatever its size: it ends a body that comes in drops, each just before stores.READ_S.
+CALL_S = 900.0
+# Up to here a bounded read is one ranged request; above, s3fs reads in parallel ranges, which is faster.
+_RANGED_BYTES = 64 << 20
+DAY_S = 86_400.0
 
 
 class StorageError(OSError):
@@ -60,25 +45,26 @@ class MissingError(StorageError):
     """No such file or object."""
 
 
+class TooLargeError(StorageError):
+    """A file with more bytes than its kind may have; they were not read."""
+
+
 class Folder:
     """A folder of files in one store. Names are relative, with `/`; a file's content is bytes."""
 
     def __init__(self, url: str) -> None:
         """Raises StorageError for a scheme that is not allowed or a URL that carries credentials."""
         self.url = normalise(url)
-        scheme, path = _split(self.url)
+        scheme, self._path = _split(self.url)
         self._local = scheme == "file"
-        self._path = path
-        options = _S3_OPTIONS if scheme == "s3" else {}
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else ""
-        if endpoint and "://" not in endpoint:
-            raise StorageError(f"AWS_ENDPOINT_URL is {endpoint}: not a URL; write http://{endpoint}")
+        self.call_s = CALL_S
+        self._bucket_seen = False
+        self._store = None if self._local else _store(scheme, self.url)
+        self._passing: tuple[type[BaseException], ...] = self._store.PASSING if self._store else (OSError,)
         try:
-            self._fs = fsspec.filesystem(scheme, **options)
-        except ImportError as error:
-            raise StorageError(f"{self.url}: {scheme}:// needs another package: {error}") from error
-        if scheme == "s3":
-            self._fs.retries = 1  # s3fs's own loop of 5 lies between ours and the client's: a lost call took 5 minutes
+            self._fs = self._store.open_filesystem() if self._store else fsspec.filesystem("file")
+        except stores.EndpointError as error:
+            raise StorageError(str(error)) from error
 
     def __str__(self) -> str:
         return self.url
@@ -89,6 +75,7 @@ class Folder:
         return not self._local
 
     def __truediv__(self, name: str) -> "Folder":
+        self._at(name)
         return Folder(f"{self.url}/{name}")
 
     def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
@@ -96,13 +83,13 @@ class Folder:
 
     def list(self, name: str = "") -> dict[str, int]:
         """The files directly in folder `name`, with their sizes in bytes; {} if there is none. Without hidden files."""
-        base = f"{self._path}/{name}".rstrip("/") or "/"
+        base = self._at(name).rstrip("/") or "/"
 
         def listing() -> dict[str, int]:
             try:
-                entries = self._fs.ls(base, detail=True)
+                entries = self._ask("ls", base, detail=True)
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                if self._no_bucket(error):
                     raise
                 return {}
             return {
@@ -117,7 +104,9 @@ class Folder:
         """Every file below the folder, by its name relative to it, with sizes in bytes. Hidden files are left out."""
 
         def walk() -> dict[str, int]:
-            found = self._fs.find(self._path, detail=True)
+            found = self._ask("find", self._path, detail=True)
+            if not found and self._no_bucket(None):
+                raise FileNotFoundError(self._path)
             names = {path[len(self._path.rstrip("/")) + 1 :]: int(entry["size"] or 0) for path, entry in found.items()}
             return {name: size for name, size in names.items() if not any(p.startswith(".") for p in name.split("/"))}
 
@@ -154,7 +143,7 @@ class Folder:
         after: dict[str, str] = {}
         while True:
             request = {"Bucket": bucket, "Prefix": prefix, **after}
-            page = self._try(partial(self._fs.call_s3, "list_objects_v2", **request), "")
+            page = self._try(partial(self._ask, "call_s3", "list_objects_v2", **request), "")
             for entry in page.get("Contents", ()):
                 name = entry["Key"][len(prefix) :]
                 if name and not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
@@ -166,18 +155,28 @@ class Folder:
     def open(self, name: str) -> IO[bytes]:
         """A file to seek in, read piece by piece. Raises MissingError if there is no such file."""
         if self._local:
-            return self._try(lambda: open(f"{self._path}/{name}", "rb"), name)
-        size = self._try(lambda: int(self._fs.info(f"{self._path}/{name}")["size"]), name)
+            return self._try(lambda: open(self._at(name), "rb"), name)
+        size = self._try(lambda: int(self._ask("info", self._at(name))["size"]), name)
         return io.BufferedReader(_Ranges(self, name, size), 256 << 10)
 
-    def read(self, name: str) -> bytes:
-        """A file's whole content. Raises MissingError if there is no such file."""
-        return self._try(lambda: bytes(self._fs.cat_file(f"{self._path}/{name}")), name)
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """A file's whole content.
+
+        Args:   limit: bytes that it may have; more are not read.
+        Raises: MissingError if there is no such file; TooLargeError.
+        """
+        if self._local:
+            data = self._try(lambda: _read_local(Path(self._at(name)), limit), name)
+        else:
+            data = self._try(lambda: self._read_object(self._at(name), limit), name)
+        if limit is not None and len(data) > limit:
+            raise TooLargeError(f"{self.url}/{name}: more than {limit:,} bytes, which is all that it may have")
+        return data
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes of a file from `offset` on, without reading the rest."""
         end = offset + size
-        data = self._try(lambda: bytes(self._fs.cat_file(f"{self._path}/{name}", start=offset, end=end)), name)
+        data = self._try(lambda: bytes(self._ask("cat_file", self._at(name), start=offset, end=end)), name)
         if len(data) != size:
             raise StorageError(
                 f"{self.url}/{name}: {len(data)} bytes from {offset} on, not {size}: the file is cut short"
@@ -189,9 +188,9 @@ class Folder:
 
         def look() -> bool:
             try:  # not isfile(): it says "no" too when the store cannot be asked
-                return bool(self._fs.info(f"{self._path}/{name}")["type"] == "file")
+                return bool(self._ask("info", self._at(name))["type"] == "file")
             except (FileNotFoundError, NotADirectoryError) as error:
-                if _code(error) == "NoSuchBucket":
+                if self._no_bucket(error):
                     raise
                 return False
 
@@ -213,7 +212,7 @@ class Folder:
         if self._local:
             return self._try(lambda: _unswept(lambda: self._create_local(name, data)), name)
         try:
-            self._try(lambda: self._fs.pipe_file(f"{self._path}/{name}", data, mode="create"), name)
+            self._try(lambda: self._ask("pipe_file", self._at(name), data, mode="create"), name)
         except FileExistsError:
             return False
         return True
@@ -223,10 +222,10 @@ class Folder:
 
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
-                self._fs.rm_file(f"{self._path}/{name}")
+                self._ask("rm_file", self._at(name))
             if self._local:
                 with contextlib.suppress(OSError):  # it holds other files
-                    Path(self._path, name).parent.rmdir()
+                    Path(self._at(name)).parent.rmdir()
 
         self._try(remove, name)
 
@@ -234,16 +233,51 @@ class Folder:
         """Remove an empty folder. Object stores have none."""
         if self._local:
             with contextlib.suppress(OSError):
-                Path(self._path, name).rmdir()
+                Path(self._at(name)).rmdir()
 
     def sweep(self, name: str) -> None:
         """Remove the temporary files that crashed writers left in folder `name`. Only a local folder can have any."""
         if self._local:
-            for leftover in Path(self._path, name).glob(".*.tmp"):
+            for leftover in Path(self._at(name)).glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 
+    def abort_uploads(self, older_s: float = DAY_S) -> None:
+        """Abort what crashed writers began to upload below this folder and never completed. Only S3 keeps such parts.
+
+        One that is younger may be another writer's. A store that does not let us is left alone: a lifecycle rule of the
+        bucket does the same.
+        """
+        if self._store:
+            abort = self._store.abort_uploads
+            with contextlib.suppress(OSError):
+                self._try(lambda: abort(self._fs, self._path, older_s), "")
+
+    def _at(self, name: str) -> str:
+        """Where a file is. Raises StorageError for a name that leads out of the folder: names may come from data."""
+        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise StorageError(f"{self.url}: {name!r} is not a name below this folder")
+        return f"{self._path}/{name}"
+
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A call of fsspec's, ended after `call_s` if it goes over the network."""
+        limit = {} if self._local else {"timeout": self.call_s}
+        return getattr(self._fs, method)(*args, **kwargs, **limit)
+
+    def _read_object(self, path: str, limit: int | None) -> bytes:
+        """At most `limit` + 1 bytes of an object, whatever its size."""
+        if limit is not None and limit < _RANGED_BYTES:
+            try:
+                return bytes(self._ask("cat_file", path, start=0, end=limit + 1))
+            except self._passing as error:
+                if self._verdict(error) != stores.CUT:
+                    raise
+                return b""  # no range of an empty object can be had
+        if limit is not None and self._ask("info", path)["size"] > limit:
+            return bytes(limit + 1)
+        return bytes(self._ask("cat_file", path))
+
     def _publish_local(self, name: str, data: bytes) -> None:
-        target = Path(self._path, name)
+        target = Path(self._at(name))
         temporary = _write_temporary(target, data)
         try:
             os.replace(temporary, target)
@@ -253,7 +287,7 @@ class Folder:
         _sync_folder(target.parent)
 
     def _create_local(self, name: str, data: bytes) -> bool:
-        target = Path(self._path, name)
+        target = Path(self._at(name))
         temporary = _write_temporary(target, data)
         try:
             os.link(temporary, target)
@@ -265,7 +299,7 @@ class Folder:
         return True
 
     def _publish_object(self, name: str, data: bytes) -> None:
-        self._fs.pipe_file(f"{self._path}/{name}", data)
+        self._ask("pipe_file", self._at(name), data)
 
     def _try(self, call: Callable[[], T], name: str) -> T:
         """Call, with bounded and growing waits after errors that pass; words for those that do not."""
@@ -273,16 +307,49 @@ class Folder:
         for attempt in range(ATTEMPTS):
             try:
                 return call()
-            except _PASSING as error:
-                final = _final(error, where, self._local)
+            except StorageError:
+                raise
+            except self._passing as error:
+                final = self._final(error, where)
                 if final is not None:
                     raise final from error
                 if attempt == ATTEMPTS - 1:
-                    if isinstance(error, NoAnswerError):
-                        raise StorageError(f"{where}: {error}; check AWS_ENDPOINT_URL and the network") from error
-                    raise OSError(f"{where}: gave up after {ATTEMPTS} attempts: {error}") from error
+                    if self._store and self._store.unreachable(error):
+                        hint = f"; check {self._store.ENDPOINT} and the network"
+                        raise StorageError(f"{where}: {error}{hint}") from error
+                    why = str(error) or type(error).__name__  # a timeout has no words
+                    raise OSError(f"{where}: gave up after {ATTEMPTS} attempts: {why}") from error
             time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
+
+    def _final(self, error: BaseException, where: str) -> OSError | None:
+        """The error to raise when another attempt cannot help, in plain words; None when one may."""
+        if self._store is None:
+            return _final_local(error, where)
+        verdict = self._verdict(error)
+        if verdict == stores.EXISTS:
+            return FileExistsError(f"{where}: exists")
+        if verdict == stores.MISSING and not self._no_bucket(error):
+            return MissingError(f"{where}: not found")
+        if verdict == stores.MISSING:
+            verdict = stores.NO_BUCKET
+        return StorageError(f"{where}: {verdict}") if verdict else None
+
+    def _verdict(self, error: BaseException) -> str:
+        return str(self._store.verdict(error)) if self._store else ""
+
+    def _no_bucket(self, error: BaseException | None) -> bool:
+        """Whether the bucket is what is missing. The store is asked once, if its error does not tell."""
+        if self._store is None:
+            return False
+        if error is not None and self._verdict(error).startswith(stores.NO_BUCKET):
+            return True
+        if not self._bucket_seen:
+            try:
+                self._bucket_seen = self._store.has_bucket(self._fs, self._path.partition("/")[0])
+            except self._passing:  # one that may read and not list
+                self._bucket_seen = True
+        return not self._bucket_seen
 
 
 class _Ranges(io.RawIOBase):
@@ -341,6 +408,35 @@ def _split(url: str) -> tuple[str, str]:
     return scheme, path
 
 
+def _store(scheme: str, url: str) -> ModuleType:
+    """The module of a store. gs and az are extras: only who uses them needs their packages."""
+    try:
+        if scheme == "gs":
+            from pipelines import store_gs
+
+            return store_gs
+        if scheme == "az":
+            from pipelines import store_az
+
+            return store_az
+    except ImportError as error:
+        raise StorageError(f"{url}: {scheme}:// needs another package: pip install 'ganmill[{scheme}]'") from error
+    return store_s3
+
+
+def _read_local(path: Path, limit: int | None) -> bytes:
+    """A regular file's content, or its first `limit` + 1 bytes."""
+    # Without O_NONBLOCK a named pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(str(path))
+        if not stat.S_ISREG(mode):
+            raise StorageError(f"{path}: not a regular file")
+        return file.read(-1 if limit is None else limit + 1)
+
+
 def _write_temporary(target: Path, data: bytes) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
@@ -372,51 +468,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _code(error: BaseException | None) -> str:
-    """The store's own error code behind an exception, or ''. s3fs keeps it in the chain of causes."""
-    while error is not None:
-        if isinstance(error, ClientError):
-            return str(error.response.get("Error", {}).get("Code", ""))
-        error = error.__cause__
-    return ""
-
-
-_REFUSED = {
-    "InvalidAccessKeyId": "the store does not know this access key; check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the session token has expired; renew it",
-    "InvalidToken": "the session token is not valid; renew it",
-    "RequestTimeTooSkewed": "this machine's clock is off; set it right",
-    "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
-    "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
-    "InvalidRange": "the file is cut short",
-}
-
-
-def _final(error: BaseException, where: str, local: bool) -> OSError | None:
-    """The error to raise when another attempt cannot help, in plain words; None when one may."""
-    code = _code(error)
-    if code == "NoSuchBucket":
-        return StorageError(f"{where}: the bucket does not exist; create it, or check the name and AWS_ENDPOINT_URL")
-    if code == "NoSuchUpload":
-        return None  # its completion was done and the answer lost, or the store forgot it: the whole is sent again
-    if code in _REFUSED:
-        return StorageError(f"{where}: {_REFUSED[code]}")
-    if local and isinstance(error, FileExistsError):
+def _final_local(error: BaseException, where: str) -> OSError:
+    """A disk's error, in plain words; none of them passes."""
+    if isinstance(error, FileExistsError):
         return StorageError(f"{where}: a file is where its folder should be")
-    if code in ("PreconditionFailed", "ConditionalRequestConflict") or isinstance(error, FileExistsError):
-        return FileExistsError(f"{where}: exists")
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, PermissionError):
-        hint = "" if local else "; check the credentials in the environment, and what they may do"
-        return StorageError(f"{where}: permission denied{hint}")
-    if code == "InvalidBucketName" or isinstance(error, ParamValidationError):
-        return StorageError(f"{where}: not a bucket's name; check the URL")
+        return StorageError(f"{where}: permission denied")
     if isinstance(error, IsADirectoryError):
         return StorageError(f"{where}: a folder lies where a file is to be; move it away")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return MissingError(f"{where}: not found")
-    if local:
-        return OSError(getattr(error, "errno", None) or 0, f"{where}: {getattr(error, 'strerror', None) or error}")
-    return None
+    return OSError(getattr(error, "errno", None) or 0, f"{where}: {getattr(error, 'strerror', None) or error}")

@@ -9,21 +9,34 @@ from pathlib import Path
 import boto3
 import pytest
 import ray
+from adlfs import AzureBlobFileSystem
+from gcsfs.core import GCSFileSystem
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from jobs import ingest, train
+from tests import emulators
 from tests.faults import SEED, FaultyProxy
 
 ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_RAY = ("dcgan", "pipelines", "test_attacks.py", "test_imports.py")
 Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One Ray cluster at a time: all tests that may start one are in one group, which has a process of its own."""
+    for item in items:
+        alone = item.path.relative_to(ROOT / "tests").parts[0] in WITHOUT_RAY
+        item.add_marker(pytest.mark.xdist_group("plain" if alone else "ray"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_ray() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_AUTH_MODE"] = "disabled"  # the tests that want a token start their own cluster
-    for name in [name for name in os.environ if name.startswith(("GANMILL_", "AWS_")) or name == "RAY_ADDRESS"]:
+    for name in [
+        name for name in os.environ if name.startswith(("GANMILL_", "AWS_", "AZURE_")) or name == "RAY_ADDRESS"
+    ]:
         del os.environ[name]
 
 
@@ -90,16 +103,73 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     """A fresh bucket on the S3 server, as `s3://...`; the environment has its endpoint and credentials."""
     for name, value in s3_environment(s3_server).items():
         monkeypatch.setenv(name, value)
-    bucket = f"b{abs(hash(request.node.nodeid)) % 10**12}"
+    bucket = _bucket(request)
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
 
 
+@pytest.fixture(scope="session")
+def gs_server() -> Iterator[str]:
+    """fake-gcs-server on a free port; its URL."""
+    with emulators.google() as url:
+        yield url
+
+
 @pytest.fixture
-def proxy(s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def gs(gs_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A fresh bucket on it, as `gs://...`."""
+    for name, value in emulators.google_environment(gs_server).items():
+        monkeypatch.setenv(name, value)
+    emulators.make_google_bucket(gs_server, _bucket(request))
+    return f"gs://{_bucket(request)}"
+
+
+@pytest.fixture(scope="session")
+def az_server() -> Iterator[str]:
+    """Azurite on a free port; its URL."""
+    with emulators.azure() as url:
+        yield url
+
+
+@pytest.fixture
+def az(az_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A fresh container on it, as `az://...`."""
+    for name, value in emulators.azure_environment(az_server).items():
+        monkeypatch.setenv(name, value)
+    with emulators.azure_client(az_server) as client:
+        client.create_container(_bucket(request))
+    return f"az://{_bucket(request)}"
+
+
+def _bucket(request: pytest.FixtureRequest) -> str:
+    return f"b{abs(hash(request.node.nodeid)) % 10**12}"
+
+
+@pytest.fixture
+def proxy(s3: str, s3_server: str, point_at: "PointAt") -> Iterator[FaultyProxy]:
     """A proxy without faults, for the time being; the environment has it as the endpoint."""
     with FaultyProxy(s3_server, seed=SEED, stall_s=0.5) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        S3FileSystem.clear_instance_cache()  # the last one's connections lead to another proxy
+        point_at("s3", proxy.url)
         yield proxy
-    S3FileSystem.clear_instance_cache()
+
+
+PointAt = Callable[[str, str], None]
+
+
+@pytest.fixture
+def point_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[PointAt]:
+    """Have the environment name another server for a scheme: `point_at("s3", url)`. Over when the test is."""
+    environments = {"s3": s3_environment, "gs": emulators.google_environment, "az": emulators.azure_environment}
+
+    def point(scheme: str, url: str) -> None:
+        for name, value in environments[scheme](url).items():
+            monkeypatch.setenv(name, value)
+        _forget_connections()
+
+    yield point
+    _forget_connections()
+
+
+def _forget_connections() -> None:
+    for store in (S3FileSystem, GCSFileSystem, *GCSFileSystem.__subclasses__(), AzureBlobFileSystem):
+        store.clear_instance_cache()

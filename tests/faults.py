@@ -1,4 +1,7 @@
-"""A proxy in front of an S3 server that fails as stores and networks do: at given rates, from a seed, and counted."""
+"""Servers that fail as stores and networks do.
+
+FaultyProxy stands before a real one and fails at given rates, from a seed, and counted. Answering says one thing only.
+"""
 
 import http.client
 import random
@@ -123,13 +126,16 @@ class _Answer:
         return cls(status, [("Content-Type", "application/xml")], body.encode())
 
 
-class _Server(ThreadingHTTPServer):
+class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
-    proxy: FaultyProxy
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that are killed leave broken connections."""
+
+
+class _Server(_Quiet):
+    proxy: FaultyProxy
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -204,3 +210,51 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests' output clean."""
+
+
+class Answering:
+    """A store that answers every request alike. Use as a context manager; `url` is the endpoint to give to clients."""
+
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, drip_s: float = 0.0) -> None:
+        """`drip_s`: seconds before each byte of the body; never so long that a read times out."""
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response_only(status)
+                for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    for n in range(len(body)) if drip_s else ():
+                        closing.wait(drip_s)
+                        self.wfile.write(body[n : n + 1])
+                    if not drip_s:
+                        self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = do_HEAD = answer  # the names that http.server looks for
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Keep the tests' output clean."""
+
+        closing = self._closing = threading.Event()
+        self._server = _Quiet(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="answering")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "Answering":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

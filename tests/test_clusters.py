@@ -23,14 +23,16 @@ from pipelines.storage import Folder
 from tests.conftest import ROOT, Job
 
 COUNT = 1200
+CANARY = "canary-5d02-a-secret-of-the-environment"
 GENERATE = ("--count", COUNT, "--shard-size", 200)
 
 
 class Head(NamedTuple):
-    """A `ray start --head` of the test's own, and the environment of one who may use it."""
+    """A `ray start --head` of the test's own, the environment of one who may use it, and where it keeps its logs."""
 
     dashboard: str
     env: dict[str, str]
+    place: Path
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def token_head(tmp_path: Path) -> Iterator[Head]:
     # The environment is active where `ray start` is called, as the README has it: a job finds its Python by PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-only-0123456789"}
-    env = {**os.environ, **token, "PATH": path}
+    env = {**os.environ, **token, "PATH": path, "MY_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY}
     place = Path("/tmp") / f"gm{os.getpid()}"  # Ray's sockets live below it, and their paths must be short
     command = [
         f"{Path(sys.executable).parent}/ray start --head --block --num-cpus=2 --object-store-memory=268435456",
@@ -56,7 +58,7 @@ def token_head(tmp_path: Path) -> Iterator[Head]:
             break
     else:
         raise AssertionError("the head did not start")
-    yield Head(f"http://127.0.0.1:{dashboard}", env)
+    yield Head(f"http://127.0.0.1:{dashboard}", env, place)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs([*children, psutil.Process(process.pid)], timeout=5)
@@ -126,6 +128,16 @@ def test_three_lines_run_as_submitted_jobs_under_a_token(token_head: Head, tmp_p
     made = _submit(token_head, "jobs/generate.py", "--root", root, *GENERATE)
     assert f"{COUNT:,} images" in made
     assert dataset.open_sealed(Folder(str(root / "synthetic"))).samples == COUNT
+
+    # The secrets that head, workers and submitter had in their environment are in nothing that any of them wrote.
+    asked = {"Authorization": f"Bearer {token_head.env['RAY_AUTH_TOKEN']}"}
+    with urllib.request.urlopen(urllib.request.Request(request.full_url, headers=asked), timeout=10) as answer:
+        records = answer.read().decode()
+    assert "jobs/generate.py" in records
+    assert CANARY not in listing + trained + made + records
+    written = [path for place in (root, token_head.place) for path in place.rglob("*") if path.is_file()]
+    assert len(written) > 50
+    assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
 
 
 def test_a_submitted_job_refuses_a_root_that_would_vanish(token_head: Head) -> None:

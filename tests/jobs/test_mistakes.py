@@ -56,15 +56,26 @@ def refused(done: CompletedProcess[str]) -> str:
             "use --workers 1, 2, 4, or ingest with a smaller --shard-size",
         ),
         (
+            "generate --model {run} --output {tmp}/x --count 1e12 --shard-size 1000",
+            "generate: error: count 1,000,000,000,000 in shards of 1,000 makes 1,000,000,000 shards, more than "
+            "1,000,000; use a shard size of at least 1,000,000",
+        ),
+        (
+            "ingest --source digits --output {tmp}/x --image-size 128 --channels 3 --shard-size 1e5",
+            "ingest: error: shard size 100,000 of 128x128x3 holds 4.6 GiB of pixels, more than 2; use at most 43,690",
+        ),
+        (
             "ingest --source digits --output {digits} --shard-size 500",
             "ingest: error: {digits}: begun with shard_size = 1000, this run has 500; "
             "use the same settings to go on, or another --output",
         ),
     ],
 )
-def test_one_line_and_status_2(command: str, answer: str, digits: Path, tmp_path: Path, job: Job) -> None:
+def test_one_line_and_status_2(
+    command: str, answer: str, digits: Path, digits_run: Path, tmp_path: Path, job: Job
+) -> None:
     (tmp_path / "c.toml").write_text("imagse = 5\n")
-    flags = command.format(tmp=tmp_path, digits=digits).split()
+    flags = command.format(tmp=tmp_path, digits=digits, run=digits_run).split()
     assert refused(job(*flags)) == answer.format(tmp=tmp_path, digits=digits)
 
 
@@ -154,6 +165,14 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         (
             "ingest --source s3://key:secret@bucket/x",
             "--source: s3://bucket...: no credentials or options in a URL; set them in the environment",
+        ),
+        (
+            "train --data s3://bucket/x?X-Amz-Signature=hush",
+            "--data: s3://bucket...: no credentials or options in a URL; set them in the environment",
+        ),
+        (
+            "verify --dataset az://user:hush@bucket/x",
+            "--dataset: az://bucket...: no credentials or options in a URL; set them in the environment",
         ),
         ("ingest --source x --background whit", "--background whit: no colour 'whit'; write a CSS name or #rrggbb"),
         ("ingest --source x --split tets", "--split tets: must be 'train' or 'test'"),

@@ -575,11 +575,11 @@ class TestTarAndPartAgree:
         index = self.reseal(copy, short, part)
         with pytest.raises(CorruptError) as caught:
             dataset.check_shard(copy, index, index.shards[0])
-        assert str(caught.value) == f"{copy}/shards/000000.tar: 2 samples, its part has 3 rows"
+        assert str(caught.value) == f"{copy}/shards/000000.tar: 2 samples, sealed with 3"
 
     def test_an_image_that_is_not_the_rows_is_found(self, copy: Folder) -> None:
         packed = self.pack()
-        other = shards.pack([Sample(n, image(n, 8, 1)[::-1], n % 3) for n in range(3)], "png").data
+        other = shards.pack([Sample(n, image(n + 3, 8, 1), n % 3) for n in range(3)], "png").data
         part = manifest.encode("ingest", 0, replace(packed, data=other), {"source": ["a"] * 3})
         index = self.reseal(copy, other, part)
         with pytest.raises(CorruptError, match="sample 000000000000 is not what its row in"):

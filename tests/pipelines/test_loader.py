@@ -30,7 +30,7 @@ def pixels(index: int, channels: int) -> np.ndarray:
 def make(folder: Folder, channels: int, classes: list[str] | None) -> Index:
     identity = {
         "producer": "ingest", "count": COUNT, "shard_size": SHARD_SIZE,
-        "image_size": SIZE, "channels": channels, "classes": classes,
+        "image_size": SIZE, "channels": channels, "classes": classes, "image": {"format": "png"}, "arithmetic": {},
     }  # fmt: skip
     dataset.claim(folder, identity, {})
     records = {}

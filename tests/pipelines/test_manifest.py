@@ -116,10 +116,11 @@ def test_both_files_of_a_shard_are_named_by_its_number(shard: int, digits: str) 
 
 
 def parquet(footer: object) -> bytes:
-    """A Parquet file that has our key with another content."""
+    """A Parquet file that has our columns, and our key with another content."""
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, pa.schema([("key", pa.string())])) as writer:
-        writer.write_table(pa.table({"key": ["a"]}))
+    schema = pa.schema([*manifest.COLUMNS, *manifest.EXTRA["ingest"]])
+    with pq.ParquetWriter(sink, schema, store_schema=False) as writer:
+        writer.write_table(schema.empty_table())
         if footer is not None:
             writer.add_key_value_metadata({b"ganmill": footer if isinstance(footer, bytes) else json.dumps(footer)})
     return sink.getvalue()

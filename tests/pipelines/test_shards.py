@@ -140,13 +140,21 @@ def test_what_is_not_a_plain_ustar_is_refused(data: bytes) -> None:
     ("files", "message"),
     [
         ([("000000000003.cls", b"1")], "x.tar: sample 000000000003 has no image"),
-        ([("000000000003.gif", b"GIF8")], "x.tar: sample 000000000003 has no image"),
-        ([("cat.png", b"1")], "x.tar: invalid literal for int() with base 10: 'cat'"),
-        ([("../0.png", b"1")], "x.tar: "),
-        ([("0.png", b"1"), ("0.cls", b"one")], "x.tar: invalid literal for int() with base 10: b'one'"),
-        ([("0.png", b"1"), ("0.png", b"2")], "x.tar: "),
+        ([("000000000003.gif", b"GIF8")], "x.tar: member '000000000003.gif': not a sample's, which is 12 digits and "),
+        ([("cat.png", b"1")], "x.tar: member 'cat.png': not a sample's, which is 12 digits and "),
+        ([("../0.png", b"1")], "x.tar: member '../0.png': not a sample's, which is 12 digits and "),
+        (
+            [("000000000003.png", b"1"), ("000000000003.cls", b"one")],
+            "x.tar: member '000000000003.cls': not a class's number",
+        ),
+        ([("000000000003.png", b"1"), ("000000000003.png", b"2")], "x.tar: "),
+        ([("000000000003.png", b"1"), ("000000000003.jpg", b"2")], "x.tar: sample 000000000003 has 2 images"),
+        (
+            [("000000000003.png", b"1"), ("000000000002.png", b"2")],
+            "x.tar: sample 000000000002 is there twice, or not in order",
+        ),
     ],
-    ids=["no image", "another format", "a name", "a path", "a label that is no number", "twice"],
+    ids=["no image", "another format", "a name", "a path", "a label that is no number", "twice", "two images", "order"],
 )
 def test_a_tar_of_other_things_is_refused(files: list[tuple[str, bytes]], message: str) -> None:
     with pytest.raises(ShardError) as caught:

@@ -1,0 +1,133 @@
+"""What dataset.json and index.json may say: checked when anybody reads a dataset.
+
+A dataset may come from a stranger. What is not of these types and within these limits is refused before a byte of its
+shards is read, and the limits bound the memory that one shard can take.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+MAX_COUNT = 10**12  # a key has 12 digits
+MAX_SHARD_IMAGES = 100_000
+MAX_SHARDS = 10**6  # the seal's index is some 300 bytes a shard, and is read whole
+MAX_SHARD_PIXELS = 2 << 30  # bytes of one shard's pixels: a worker holds it in memory
+MAX_IMAGE_SIZE = 1024
+MAX_CLAIM_BYTES = 32 << 20
+MAX_PART_BYTES = 256 << 20
+_ENTRY_BYTES, _SEAL_BYTES = 400, 1 << 20  # of a shard in the seal; of all else in it beside the class names
+
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+
+
+class SchemaError(ValueError):
+    """A field that is not what it may be: its name, its value, what is allowed."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Image(BaseModel):
+    model_config = ConfigDict(strict=True)  # ingest has more fields: how images were fitted
+    format: Literal["png", "jpeg", "webp"]
+    quality: int = Field(95, ge=1, le=100)
+
+
+class _Cycle(_Strict):
+    cycle: list[Annotated[int, Field(ge=0, lt=100_000)]] = Field(min_length=1, max_length=100_000)
+
+
+class _Weights(_Strict):
+    weights: list[
+        tuple[Annotated[int, Field(ge=0, lt=100_000)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    ] = Field(min_length=1, max_length=100_000)
+
+
+class _Identity(BaseModel):
+    """The fields that readers go by; producers have others, which only are compared."""
+
+    model_config = ConfigDict(strict=True)
+    producer: Literal["ingest", "generate"]
+    count: int = Field(ge=1, le=MAX_COUNT)
+    shard_size: int = Field(ge=1, le=MAX_SHARD_IMAGES)
+    image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
+    channels: Literal[1, 3]
+    image: _Image
+    classes: list[Name] | None = Field(max_length=100_000)
+    arithmetic: dict[str, str]
+    model: Hash | None = None
+    seed_start: int = Field(0, ge=0, lt=2**63)
+    labels: _Cycle | _Weights | None = None
+    batch: int = Field(128, ge=1, le=4096)
+
+
+class _Shard(_Strict):
+    samples: int = Field(ge=0, le=MAX_SHARD_IMAGES)
+    bytes: int = Field(ge=0)
+    sha256: Hash
+    part_bytes: int = Field(ge=0, le=MAX_PART_BYTES)
+    part_sha256: Hash
+
+
+class _Seal(_Strict):
+    format: int
+    samples: int
+    bytes: int
+    classes: list[str] | None
+    shards: list[_Shard]
+    files: dict[Name, Hash] = Field(max_length=1000)
+    root: Hash
+
+
+def check_identity(identity: Any) -> None:
+    """Raises SchemaError for an identity that no dataset of ours has."""
+    _check(_Identity, identity)
+    check_size(identity["count"], identity["shard_size"], identity["image_size"], identity["channels"])
+
+
+def check_seal(seal: Any) -> None:
+    """Raises SchemaError for a seal of other fields or types. Whether it is true is for its readers to find."""
+    _check(_Seal, seal)
+
+
+def check_size(count: int, shard_size: int, image_size: int, channels: int) -> None:
+    """Raises SchemaError for more shards than a seal can list, or a shard that may not fit into a worker's memory."""
+    shards = -(-count // shard_size)
+    if shards > MAX_SHARDS:
+        raise SchemaError(
+            f"count {count:,} in shards of {shard_size:,} makes {shards:,} shards, more than {MAX_SHARDS:,}; "
+            f"use a shard size of at least {-(-count // MAX_SHARDS):,}"
+        )
+    pixels = image_size * image_size * channels
+    if shard_size * pixels > MAX_SHARD_PIXELS:
+        held = shard_size * pixels / 2**30
+        raise SchemaError(
+            f"shard size {shard_size:,} of {image_size}x{image_size}x{channels} holds {held:.1f} GiB of pixels, "
+            f"more than {MAX_SHARD_PIXELS / 2**30:.0f}; use at most {MAX_SHARD_PIXELS // pixels:,}"
+        )
+
+
+def max_tar_bytes(samples: int, pixels: int) -> int:
+    """How large a shard can be: an image that does not shrink, headers and padding."""
+    return samples * (2 * pixels + 4096) + 20_480
+
+
+def max_seal_bytes(shards: int, class_names: int) -> int:
+    """How large index.json can be, by what dataset.json says. Names are there as in it."""
+    return _SEAL_BYTES + shards * _ENTRY_BYTES + class_names
+
+
+def _check(model: type[BaseModel], value: Any) -> None:
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SchemaError(f"{where} is {_short(first['input'])}: {first['msg']}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
