@@ -8,8 +8,10 @@ from itertools import islice
 
 import numpy as np
 
-from pipelines import dataset, images, order
+from pipelines import dataset, images, order, shards
 from pipelines.dataset import Index
+from pipelines.images import Pixels
+from pipelines.manifest import ShardRecord
 from pipelines.order import Plan
 from pipelines.shards import Sample
 from pipelines.storage import Folder
@@ -62,6 +64,25 @@ def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, ste
     finally:
         closed.set()
         thread.join()
+
+
+def in_order(folder: Folder, index: Index, record: ShardRecord, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A shard's images_NHWC and label_N (-1 without a class), `size` at a time, as they lie there."""
+    channels = index.image_shape[2]
+    line = dataset.samples(folder, index, record)
+    while taken := list(islice(line, size)):
+        labels = [-1 if sample.label is None else sample.label for sample in taken]
+        yield np.stack([images.decode(sample.image, channels) for sample in taken]), np.array(labels, np.int64)
+
+
+def at(folder: Folder, index: Index, position: int) -> tuple[str, Pixels]:
+    """The key and pixels of the image at a position among all that the dataset holds. Reads its whole shard."""
+    for record in index.shards:
+        if position < record.samples:
+            sample = next(islice(dataset.samples(folder, index, record), position, None))
+            return shards.key(sample.index), images.decode(sample.image, index.image_shape[2])
+        position -= record.samples
+    raise IndexError(position)
 
 
 def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import generate, ingest, train, verify
+from jobs import evaluate, generate, ingest, train, verify
 from jobs.settings import JobSettings, UsageError, load
 
 Job = Callable[..., CompletedProcess[str]]
@@ -18,6 +18,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
     "train": train.TrainSettings,
     "generate": generate.GenerateSettings,
     "verify": verify.VerifySettings,
+    "evaluate": evaluate.EvaluateSettings,
 }
 
 
@@ -34,6 +35,10 @@ def refused(done: CompletedProcess[str]) -> str:
         ("generate --cuont 5", "generate: error: unknown flag --cuont; did you mean --count?"),
         ("generate --count 0", "generate: error: --count 0: must be greater than or equal to 1"),
         ("train --config {tmp}/c.toml", "train: error: {tmp}/c.toml: unknown setting 'imagse'; did you mean images?"),
+        (
+            "evaluate --fake {digits} --real {tmp}",
+            "evaluate: error: {tmp}: no dataset here (dataset.json is missing); check the URL",
+        ),
         ("verify --dataset {tmp}", "verify: error: {tmp}: no dataset here (dataset.json is missing); check the URL"),
         (
             "generate --model {tmp} --count 5",
@@ -238,6 +243,8 @@ def test_root_decides_the_defaults(root: str, under: str, monkeypatch: pytest.Mo
     assert (made["data"], made["run"]) == (f"{under}/real", f"{under}/run")
     made = found("generate", "--count", "5", "--model", "elsewhere")
     assert (made["model"], made["output"]) == (f"{os.getcwd()}/elsewhere", f"{under}/synthetic")
+    made = found("evaluate")
+    assert (made["real"], made["fake"]) == (f"{under}/real", f"{under}/synthetic")
     assert found("verify")["dataset"] == f"{under}/synthetic"
     assert found("verify", "--root", "/other")["dataset"] == "/other/synthetic"
 

@@ -1,0 +1,160 @@
+"""How two sets of images differ, in features of them. N and M images, F features; all arithmetic in float64.
+
+Numbers depend on how many images they are taken from: the Fréchet distance falls with more, and so do the distances to
+a nearest neighbour. Only numbers from equal counts, in equal features, can be compared.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+NEIGHBOURS = 5  # Naeem et al.'s choice
+_HELD = 1 << 24  # numbers of an N x M matrix that are held at once: 134 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a mean and a covariance are made of. Sums of parts, added in any order, are the sums of the whole."""
+
+    count: int
+    total_F: np.ndarray
+    outer_FF: np.ndarray
+
+    @classmethod
+    def of(cls, features_NF: np.ndarray) -> "Sums":
+        x = features_NF.astype(np.float64)
+        return cls(len(x), x.sum(0), x.T @ x)
+
+    @classmethod
+    def none(cls, size: int) -> "Sums":
+        return cls(0, np.zeros(size), np.zeros((size, size)))
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.count + other.count, self.total_F + other.total_F, self.outer_FF + other.outer_FF)
+
+    def mean(self) -> np.ndarray:
+        """mean_F"""
+        mean_F: np.ndarray = self.total_F / self.count
+        return mean_F
+
+    def covariance(self) -> np.ndarray:
+        """covariance_FF, unbiased (divided by n - 1), as in the published code for FID."""
+        covariance_FF: np.ndarray = (self.outer_FF - np.outer(self.total_F, self.mean())) / (self.count - 1)
+        return covariance_FF
+
+
+@dataclass(frozen=True, slots=True)
+class Manifold:
+    """Precision and density: how real the fakes look. Recall and coverage: how much of the reals they reach."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def frechet_distance(real: Sums, fake: Sums) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); 0 for equal sets, and never below.
+
+    The trace of the root is taken from the eigenvalues of R S2 R with R = S1^(1/2), which are those of S1 S2 and, the
+    matrix being symmetric, cannot come out complex.
+
+    Source: Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500, eq. 6.
+    """
+    real_FF, fake_FF = real.covariance(), fake.covariance()
+    value_F, vector_FF = np.linalg.eigh(real_FF)
+    root_FF = vector_FF * np.sqrt(value_F.clip(0.0)) @ vector_FF.T
+    cross_F = np.linalg.eigvalsh(root_FF @ fake_FF @ root_FF)
+    traces = np.trace(real_FF) + np.trace(fake_FF) - 2.0 * np.sqrt(cross_F.clip(0.0)).sum()
+    return max(0.0, float(np.square(real.mean() - fake.mean()).sum() + traces))
+
+
+def kernel_distance(real_NF: np.ndarray, fake_MF: np.ndarray) -> float:
+    """Unbiased squared MMD with k(x, y) = (x.y / F + 1)^3 over all pairs; of equal distributions its mean is 0.
+
+    Of all images at once, where the paper averages over subsets: the same expectation, and less noise.
+
+    Source: Binkowski et al. 2018, arXiv:1801.01401, sec. 4.
+    """
+    n, m = len(real_NF), len(fake_MF)
+    within_real = (_kernel_sum(real_NF, real_NF) - _kernel_diagonal(real_NF)) / (n * (n - 1))
+    within_fake = (_kernel_sum(fake_MF, fake_MF) - _kernel_diagonal(fake_MF)) / (m * (m - 1))
+    return within_real + within_fake - 2.0 * _kernel_sum(real_NF, fake_MF) / (n * m)
+
+
+def manifold(real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int = NEIGHBOURS) -> Manifold:
+    """Which images lie in a ball around an image of the other set, out to its own set's k-th neighbour.
+
+    precision: fakes in any real ball. recall: reals in any fake ball. density: real balls that a fake lies in, over k
+    (above 1 where fakes crowd). coverage: real balls that hold a fake.
+
+    Source: Kynkaanniemi et al. 2019, arXiv:1904.06991 (precision, recall); Naeem et al. 2020, arXiv:2002.09797.
+    """
+    real_radius_N, fake_radius_M = _radii(real_NF, neighbours), _radii(fake_MF, neighbours)
+    in_real_balls_M = np.zeros(len(fake_MF), np.int64)
+    recalled = covered = 0
+    for start, distance_BM in _distances(real_NF, fake_MF):
+        radius_B1 = real_radius_N[start : start + len(distance_BM), None]
+        in_real_balls_M += (distance_BM <= radius_B1).sum(0)
+        covered += int((distance_BM.min(1, keepdims=True) <= radius_B1).sum())
+        recalled += int((distance_BM <= fake_radius_M).any(1).sum())
+    return Manifold(
+        precision=float((in_real_balls_M > 0).mean()),
+        recall=recalled / len(real_NF),
+        density=float(in_real_balls_M.mean()) / neighbours,
+        coverage=covered / len(real_NF),
+    )
+
+
+def nearest_neighbour_error(
+    train_NF: np.ndarray, train_label_N: np.ndarray, test_MF: np.ndarray, test_label_M: np.ndarray
+) -> float:
+    """The share of test images whose nearest training image has another label. Source: Radford et al. 2015, table 3."""
+    classifier = KNeighborsClassifier(1, algorithm="brute").fit(train_NF, train_label_N)
+    return float((classifier.predict(test_MF) != test_label_M).mean())
+
+
+def nearest(train_NF: np.ndarray, query_MF: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """distance_M and position_M of each query's nearest training image.
+
+    Without queries: for each training image, its nearest other one.
+    """
+    found = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train_NF)
+    distance_M1, position_M1 = found.kneighbors(query_MF)
+    return distance_M1[:, 0].astype(np.float64), position_M1[:, 0]
+
+
+def _kernel_sum(x_NF: np.ndarray, y_MF: np.ndarray) -> float:
+    y, size = y_MF.astype(np.float64), x_NF.shape[1]
+    return float(sum(((x_BF @ y.T / size + 1.0) ** 3).sum() for _, x_BF in _blocks(x_NF, len(y))))
+
+
+def _kernel_diagonal(x_NF: np.ndarray) -> float:
+    return float(((np.square(x_NF.astype(np.float64)).sum(1) / x_NF.shape[1] + 1.0) ** 3).sum())
+
+
+def _radii(features_NF: np.ndarray, neighbours: int) -> np.ndarray:
+    """radius_N: the distance to each image's k-th neighbour in its own set, itself not counted."""
+    blocks = [
+        np.partition(distance_BN, neighbours, axis=1)[:, neighbours]
+        for _, distance_BN in _distances(features_NF, features_NF)
+    ]
+    radius_N: np.ndarray = np.concatenate(blocks)
+    return radius_N
+
+
+def _distances(x_NF: np.ndarray, y_MF: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Euclidean distances from some rows of x to all of y at a time, with where those rows begin."""
+    y = y_MF.astype(np.float64)
+    for start, x_BF in _blocks(x_NF, len(y)):
+        yield start, pairwise_distances(x_BF, y)
+
+
+def _blocks(x_NF: np.ndarray, columns: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Some rows of x at a time, in float64, with where they begin: few enough for a matrix of so many columns."""
+    rows = max(1, _HELD // columns)
+    for start in range(0, len(x_NF), rows):
+        yield start, x_NF[start : start + rows].astype(np.float64)

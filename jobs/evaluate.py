@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Compare a synthetic dataset with a real one: fidelity, diversity, usefulness, and whether images were copied."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dcgan import features
+from dcgan.features import Features, FeaturesError
+from dcgan.quality import NEIGHBOURS
+from jobs import cluster, gather, measures, page
+from jobs.gather import Gathered, Plan
+from jobs.measures import FEWEST, Row
+from jobs.settings import JobSettings, Number, Url, UsageError, run
+from pipelines import claim, dataset, images, loader
+from pipelines.dataset import Index
+from pipelines.images import Pixels
+from pipelines.storage import Folder
+
+RESULT = "evaluation.json"
+PAGE = "evaluation.html"
+PAIRS = 12
+
+
+class EvaluateSettings(JobSettings):
+    """What `jobs/evaluate.py` takes."""
+
+    command: ClassVar[str] = "evaluate"
+    about: ClassVar[str] = (
+        "Measure a synthetic dataset against a real one; docs/quality.md says what each number means."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "jobs/evaluate.py",
+        "jobs/evaluate.py --real /data/mnist --fake /data/synth --holdout /data/mnist-test --features pixels",
+    )
+
+    real: Url = Field("{root}/real", description="the real dataset, which the model was trained on")
+    fake: Url = Field("{root}/synthetic", description="the synthetic dataset")
+    holdout: Url | None = Field(None, description="real images that the model was not trained on, to compare with")
+    features: Literal["pixels", "vgg16-random", "inception"] = Field(
+        "vgg16-random", description="what images are compared in"
+    )
+    inception_weights: Url | None = Field(
+        None, description="safetensors file: the state dict of torchvision's inception_v3"
+    )
+    images: Number = Field(
+        10_000, ge=FEWEST, le=200_000, description="images drawn of each dataset for all but the Frechet distance"
+    )
+    repeats: Number = Field(5, ge=2, le=100, description="random halves that the spread of each number is taken from")
+    seed: Number = Field(0, ge=0, le=2**32, description="which images are drawn")
+    output: Url | None = Field(None, description="where the results go; default: {fake}-evaluation")
+    workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a CPU")
+
+
+def main(settings: EvaluateSettings) -> None:
+    folders = {"real": Folder(settings.real), "fake": Folder(settings.fake)}
+    if settings.holdout:
+        folders["holdout"] = Folder(settings.holdout)
+    output = Folder(settings.output or f"{settings.fake}-evaluation")
+    if output.exists(dataset.CLAIM):
+        raise UsageError(f"--output {output}: a dataset is here; name another folder")
+    indexes = {role: dataset.open_sealed(folder) for role, folder in folders.items()}
+    classes = _common(folders, indexes)
+    plan = Plan(
+        {role: folder.url for role, folder in folders.items()},
+        settings.features,
+        settings.inception_weights,
+        settings.images,
+        settings.seed,
+        len(classes),
+    )
+    protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))  # which are the actors' to keep
+    key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
+    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
+    gathered = gather.gather(plan, indexes, output, key, pool)
+    rows = measures.rows(gathered, len(classes), settings.repeats, settings.seed)
+    pairs = _pairs(folders, indexes, gathered)
+    result = {
+        "format": 1,
+        "protocol": protocol,
+        "classes": classes,
+        "results": [asdict(row) for row in rows],
+        "closest": [{"distance": distance, "fake": fake, "real": real} for distance, fake, real, _ in pairs],
+    }
+    picture = images.grid([[p[n] for *_, p in pairs] for n in range(2)], scale=max(1, 64 // pairs[0][3][0].shape[0]))
+    samples = {role: measures.Sample(one.features_NF, one.label_N) for role, one in gathered.items()}
+    html = page.render(protocol, classes, rows, measures.nearest_distances(samples), images.encode(picture))
+    output.write(PAGE, html.encode())
+    output.write(RESULT, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
+    dataset.discard(output, gather.PARTS)
+    _print(rows, protocol, settings)
+    print(f"evaluate: {output}/{RESULT} and {PAGE}")
+
+
+def _common(folders: Mapping[str, Folder], indexes: Mapping[str, Index]) -> list[str]:
+    """The classes that all have; none if one has none. Raises UsageError for datasets that cannot be compared."""
+    real = indexes["real"]
+    for role, index in indexes.items():
+        if index.samples < FEWEST:
+            raise UsageError(f"--{role} {folders[role]}: {index.samples} images; at least {FEWEST} are needed")
+        if index.image_shape != real.image_shape:
+            there, here = ("x".join(map(str, i.image_shape)) for i in (index, real))
+            raise UsageError(f"--{role} {folders[role]} holds {there}, but --real {folders['real']} holds {here}")
+        if index.classes and real.classes and index.classes != real.classes:
+            there, here = (", ".join(i.classes or [])[:60] for i in (index, real))
+            raise UsageError(
+                f"--{role} {folders[role]} has the classes {there}, but --real {folders['real']} has {here}"
+            )
+    return list(real.classes or []) if all(index.classes for index in indexes.values()) else []
+
+
+def _features(plan: Plan, real: Index) -> Features:
+    try:
+        return features.make(plan.features, real.image_shape, gather.read_weights(plan.weights))
+    except FeaturesError as error:
+        raise UsageError(f"--inception-weights {plan.weights or '(not given)'}: {error}") from error
+
+
+def _protocol(
+    settings: EvaluateSettings, folders: Mapping[str, Folder], indexes: Mapping[str, Index], chosen: Features
+) -> dict[str, Any]:
+    """What a number has to be told with. Equal protocols give equal numbers, on one kind of machine."""
+    datasets = {}
+    for role, index in indexes.items():
+        datasets[role] = {
+            "url": folders[role].url,
+            "root": index.root,
+            "images": index.samples,
+            "drawn": min(index.samples, settings.images),
+            "producer": index.identity["producer"],
+            "split": dataset.read_claim(folders[role])["settings"].get("split"),
+            "shape": list(index.image_shape),
+        }
+    return {
+        "datasets": datasets,
+        "features": {"name": chosen.name, "size": chosen.size, "digest": chosen.digest, "what": chosen.protocol},
+        "seed": settings.seed,
+        "repeats": settings.repeats,
+        "spread": f"standard deviation over {settings.repeats} random halves of the drawn images",
+        "neighbours": NEIGHBOURS,
+        "software": {name: version(name) for name in ("torch", "torchvision", "scikit-learn", "numpy")},
+    }
+
+
+def _pairs(
+    folders: Mapping[str, Folder], indexes: Mapping[str, Index], gathered: Mapping[str, Gathered]
+) -> list[tuple[float, str, str, tuple[Pixels, Pixels]]]:
+    """The fakes that are nearest to a real image: distance, both keys, both pictures."""
+    found = []
+    for distance, fake, real in measures.closest(gathered["real"], gathered["fake"], PAIRS):
+        fake_key, fake_image = loader.at(folders["fake"], indexes["fake"], fake)
+        real_key, real_image = loader.at(folders["real"], indexes["real"], real)
+        found.append((distance, fake_key, real_key, (fake_image, real_image)))
+    return found
+
+
+def _print(rows: Sequence[Row], protocol: Mapping[str, Any], settings: EvaluateSettings) -> None:
+    kind = protocol["features"]
+    counts = ", ".join(f"{d['images']:,} {role}" for role, d in protocol["datasets"].items())
+    print(f"evaluate: {counts} images; {kind['name']} ({kind['size']} features, {kind['digest'][:12]})")
+    print(f"evaluate: {kind['what']}")
+    print(f"evaluate: spread: {protocol['spread']}; seed {settings.seed}")
+    print(f"{'measure':<24}{'of':<9}{'against':<9}{'value':>11}{'spread':>11}{'n of':>9}{'n against':>11}")
+    for row in [row for row in rows if row.label is None]:
+        value, spread = page.number(row.value), page.number(row.spread)
+        counts = f"{row.n_of:>9,}{row.n_against:>11,}"
+        print(f"{row.measure:<24}{row.of:<9}{row.against:<9}{value:>11}{spread:>11}{counts}  {row.note}".rstrip())
+    if any(row.label is not None for row in rows):
+        print(f"evaluate: class by class in {PAGE}")
+
+
+if __name__ == "__main__":
+    run(main, EvaluateSettings)

@@ -1,0 +1,258 @@
+"""Evaluation through the command's main(): what it writes, whatever the workers, and what it refuses."""
+
+import base64
+import functools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcgan.quality import Sums, frechet_distance
+from jobs import evaluate, gather, ingest
+from jobs.cluster import Pool
+from jobs.settings import LostWorkError, UsageError
+from pipelines import dataset, images, loader
+from pipelines.dataset import DatasetError
+from pipelines.storage import Folder
+
+FIDELITY = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
+
+
+def run(real: Path, fake: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    wanted = {"workers": 1, "images": 200, "repeats": 2, "features": "pixels", **settings}
+    evaluate.main(evaluate.EvaluateSettings(real=str(real), fake=str(fake), output=str(output), **wanted))
+    found: dict[str, Any] = json.loads((output / "evaluation.json").read_bytes())
+    return found
+
+
+def values(found: dict[str, Any]) -> dict[tuple[str, str, str, int | None], float | None]:
+    return {(row["measure"], row["of"], row["against"], row["label"]): row["value"] for row in found["results"]}
+
+
+def pixels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All features and labels of a dataset, read at once."""
+    place = Folder(str(folder))
+    index = dataset.open_sealed(place)
+    found = [batch for record in index.shards for batch in loader.in_order(place, index, record, 10_000)]
+    images_NHWC, label_N = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    return images_NHWC.reshape(len(label_N), -1) / np.float32(255), label_N
+
+
+Tiny = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A dataset of 30 pictures of noise, of two classes, in 3 shards. Made once a name; not to be changed."""
+    tmp_path = tmp_path_factory.mktemp("tiny")
+
+    @functools.cache
+    def make(name: str, seed: int, *, size: int = 28, count: int = 30, classes: tuple[str, ...] = ("a", "b")) -> Path:
+        rng = np.random.default_rng(seed)
+        for number in range(count):
+            folder = tmp_path / f"{name}-source" / (classes[number % len(classes)] if classes else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            noise = rng.integers(0, 256, (size, size), np.uint8)
+            Image.fromarray(noise // 4 + 64 * (number % 2)).save(folder / f"{number}.png")
+        output = tmp_path / name
+        source = {"source": str(tmp_path / f"{name}-source"), "image_size": size, "channels": 1, "shard_size": 10}
+        ingest.main(ingest.IngestSettings(**source, output=str(output), workers=1))
+        return output
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def output(digits: Path, synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits against the poor model's."""
+    output = tmp_path_factory.mktemp("evaluation") / "evaluation"
+    run(digits, synthetic, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def found(output: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((output / "evaluation.json").read_bytes())
+    return loaded
+
+
+def test_numbers_stand_with_their_protocol(found: dict[str, Any], digits: Path, synthetic: Path) -> None:
+    protocol = found["protocol"]
+    for role, folder, count in (("real", digits, 5000), ("fake", synthetic, 1000)):
+        told = protocol["datasets"][role]
+        assert told["root"] == dataset.open_sealed(Folder(str(folder))).root
+        assert (told["url"], told["images"], told["drawn"]) == (str(folder), count, 200)
+    assert protocol["features"] == {
+        "name": "pixels",
+        "size": 784,
+        "digest": "no weights",
+        "what": "pixels in 0..1, flattened",
+    }
+    assert (protocol["seed"], protocol["repeats"], protocol["neighbours"]) == (0, 2, 5)
+    for row in found["results"]:
+        assert row["n_of"] > 0
+        assert row["n_against"] > 0
+        assert row["value"] is not None or row["note"].startswith("not taken: ")
+
+
+def test_frechet_is_of_all_images(found: dict[str, Any], digits: Path, synthetic: Path) -> None:
+    """The sums of five and four shards, by two roads."""
+    [row] = [row for row in found["results"] if row["measure"] == "frechet_distance" and row["label"] is None]
+    assert (row["n_of"], row["n_against"], row["spread"]) == (1000, 5000, None)  # 100 drawn images span no 784 features
+    expected = frechet_distance(*(Sums.of(pixels(folder)[0]) for folder in (digits, synthetic)))
+    assert row["value"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_class_by_class(found: dict[str, Any]) -> None:
+    """Fidelity is told for each class; the Frechet distance is not: 500 images make no covariance of 784 features."""
+    told = values(found)
+    for label in range(10):
+        assert told["frechet_distance", "fake", "real", label] is None
+        assert told["kernel_distance", "fake", "real", label] is not None
+    notes = {row["note"] for row in found["results"] if row["measure"] == "frechet_distance" and row["label"] == 3}
+    assert notes == {"not taken: it needs more images than there are features (784)"}
+
+
+def test_a_poor_model_looks_poor(found: dict[str, Any]) -> None:
+    told = values(found)
+    assert {name for name, of, *_ in told if of == "fake"} == {
+        *FIDELITY,
+        "nearest_neighbour_error",
+        "nearest_distance",
+        "too_close",
+    }
+    recall, error = told["recall", "fake", "real", None], told["nearest_neighbour_error", "fake", "real", None]
+    assert recall is not None
+    assert recall < 0.9
+    assert error is not None
+    assert 0.1 < error < 0.95
+
+
+def test_the_page_needs_nothing_beside_it(output: Path, digits: Path, synthetic: Path, found: dict[str, Any]) -> None:
+    page = (output / "evaluation.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert "<script" not in page
+    for text in (str(digits), str(synthetic), found["protocol"]["datasets"]["fake"]["root"], "docs/quality.md"):
+        assert text in page
+    assert page.count("<svg") == 1
+    png = re.search(r"data:image/png;base64,([^\"]+)", page)
+    assert png is not None
+    sheet = images.decode(base64.b64decode(png[1]), 1)
+    assert sheet.shape == ((2 * 30 + 2) * 2, (12 * 30 + 2) * 2, 1)
+    everything, _ = pixels(synthetic)
+    closest = found["closest"][0]
+    top_left = sheet[4:60:2, 4:60:2].reshape(-1) / np.float32(255)
+    assert np.array_equal(top_left, everything[int(closest["fake"])])
+    other, _ = pixels(digits)
+    distance = np.linalg.norm(other[int(closest["real"])] - everything[int(closest["fake"])])
+    assert closest["distance"] == pytest.approx(float(distance), rel=1e-5)
+    assert sorted(file.name for file in output.iterdir()) == ["evaluation.html", "evaluation.json"]
+
+
+def test_a_set_against_itself(tiny: Tiny, tmp_path: Path) -> None:
+    real = tiny("real", 0)
+    told = values(run(real, real, tmp_path / "out", images=30))
+    assert told["precision", "fake", "real", None] == told["recall", "fake", "real", None] == 1.0
+    assert told["coverage", "fake", "real", None] == 1.0
+    assert told["nearest_neighbour_error", "fake", "real", None] == 0.0
+    assert told["nearest_distance", "fake", "real", None] == pytest.approx(0.0, abs=1e-5)
+    assert told["too_close", "fake", "real", None] == 1.0  # all of them copies
+
+
+def test_a_holdout_whatever_the_workers(tiny: Tiny, tmp_path: Path) -> None:
+    """A second start with other workers writes the same bytes."""
+    real, fake, holdout = tiny("real", 0), tiny("fake", 1), tiny("holdout", 2)
+    told = values(run(real, fake, tmp_path / "one", holdout=str(holdout)))
+    assert told["nearest_neighbour_error", "real", "holdout", None] is not None
+    assert told["kernel_distance", "holdout", "real", 1] is not None
+    run(real, fake, tmp_path / "two", holdout=str(holdout), workers=2)
+    for name in ("evaluation.json", "evaluation.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None:
+    real = tiny("real", 0)
+    found = run(real, tiny("fake", 1), tmp_path / "out", features="vgg16-random")
+    assert len(found["protocol"]["features"]["digest"]) == 64
+    told = values(found)
+    assert told["recall", "fake", "real", None] is not None
+    assert told["frechet_distance", "fake", "real", None] is None  # 30 images, 64 features
+
+
+def test_what_is_there_is_not_gathered_again(tiny: Tiny, tmp_path: Path) -> None:
+    folder = tiny("real", 0)
+    indexes = {role: dataset.open_sealed(Folder(str(folder))) for role in ("real", "fake")}
+    plan = gather.Plan({"real": str(folder), "fake": str(folder)}, "pixels", None, 20, 0, 2)
+    output = Folder(str(tmp_path / "out"))
+    first = gather.gather(plan, indexes, output, "key", Pool(1, 0.0))
+    parts = sorted((tmp_path / "out" / "parts").iterdir())
+    assert len(parts) == 6
+    before = [part.stat().st_mtime_ns for part in parts]
+    parts[2].unlink()
+    again = gather.gather(plan, indexes, output, "key", Pool(1, 0.0))
+    kept = [part.stat().st_mtime_ns == then for part, then in zip(parts, before, strict=True)]
+    assert kept == [True, True, False, True, True, True]
+    assert np.array_equal(first["real"].sums.outer_FF, again["real"].sums.outer_FF)
+    assert first["real"].sums.count == 30
+    assert sum(one.count for one in first["real"].class_sums) == 30
+    everything, labels = pixels(folder)
+    drawn = first["fake"].position_N
+    assert len(set(drawn.tolist())) == 20
+    assert np.array_equal(first["fake"].features_NF, everything[drawn])
+    assert np.array_equal(first["fake"].label_N, labels[drawn])
+    assert not np.array_equal(drawn, first["real"].position_N)
+
+
+def test_a_damaged_shard_is_lost_work(tiny: Tiny, tmp_path: Path) -> None:
+    real, fake = tiny("real", 0), tmp_path / "fake"
+    shutil.copytree(tiny("fake", 1), fake)
+    tar = fake / "shards" / "000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(LostWorkError) as error:
+        run(real, fake, tmp_path / "out")
+    assert str(error.value) == (
+        "1 groups of shards could not be measured; the first: CorruptError: "
+        f"{fake}/shards/000001.tar: changed after the seal (its sha256 is another)"
+    )
+
+
+def test_one_line_for_what_cannot_be_compared(tiny: Tiny, tmp_path: Path) -> None:
+    real, output = tiny("real", 0), tmp_path / "out"
+    larger, other, few = tiny("larger", 0, size=32), tiny("other", 0, classes=("a", "c")), tiny("few", 0, count=8)
+    unsealed = tmp_path / "unsealed"
+    shutil.copytree(real, unsealed)
+    (unsealed / "index.json").unlink()
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"fake": larger}, f"--fake {larger} holds 32x32x1, but --real {real} holds 28x28x1"),
+        ({"fake": other}, f"--fake {other} has the classes a, c, but --real {real} has a, b"),
+        ({"fake": few}, f"--fake {few}: 8 images; at least 20 are needed"),
+        ({"fake": real, "holdout": str(few)}, f"--holdout {few}: 8 images; at least 20 are needed"),
+        ({"fake": real, "output": real}, f"--output {real}: a dataset is here; name another folder"),
+        (
+            {"fake": real, "features": "inception"},
+            "--inception-weights (not given): features inception: no weights; give torchvision's inception_v3 as a "
+            "safetensors file, or take vgg16-random, which needs none",
+        ),
+    ]
+    for settings, told in refused:
+        with pytest.raises(UsageError) as error:
+            run(real, **{"output": output, **settings})
+        assert str(error.value) == told
+    with pytest.raises(DatasetError, match="not finished"):
+        run(real, unsealed, output)
+    assert not output.exists()
+
+
+def test_without_classes_labels_are_not_looked_at(tiny: Tiny, tmp_path: Path) -> None:
+    real, fake = tiny("real", 0), tiny("unlabelled", 1, classes=())
+    told = values(run(real, fake, tmp_path / "out"))
+    assert {label for *_, label in told} == {None}
+    assert "nearest_neighbour_error" not in {name for name, *_ in told}
