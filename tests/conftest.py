@@ -27,11 +27,10 @@ WITHOUT_RAY = (
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """One Ray cluster at a time: all tests that may start one are in one group, which has a process of its own."""
-    for item in items:
-        alone = item.path.relative_to(ROOT / "tests").as_posix().startswith(WITHOUT_RAY)
-        item.add_marker(pytest.mark.xdist_group("plain" if alone else "ray"))
+    alone = item.path.relative_to(ROOT / "tests").as_posix().startswith(WITHOUT_RAY)
+    item.add_marker(pytest.mark.xdist_group("plain" if alone else "ray"))
 
 
 @pytest.fixture(scope="session", autouse=True)
