@@ -20,7 +20,7 @@ cluster-demo: install-dev ## the same on several hosts of this machine, one of w
 	@$(BIN)/python infra/cluster_demo.py
 
 test: install-dev infra-tools ## the whole suite
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not long" -n 2
 
 test-long: install-dev infra-tools ## the tests that take minutes each
 	$(BIN)/python -m pytest -m long

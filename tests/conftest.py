@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -13,6 +14,7 @@ from adlfs import AzureBlobFileSystem
 from gcsfs.core import GCSFileSystem
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+from xdist.scheduler import LoadScopeScheduling
 
 from jobs import ingest, train
 from tests import emulators
@@ -27,10 +29,15 @@ WITHOUT_RAY = (
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """One Ray cluster at a time: all tests that may start one are in one group, which has a process of its own."""
-    alone = item.path.relative_to(ROOT / "tests").as_posix().startswith(WITHOUT_RAY)
-    item.add_marker(pytest.mark.xdist_group("plain" if alone else "ray"))
+class ByRay(LoadScopeScheduling):
+    """Two groups of tests, each in a process: one Ray cluster at a time. (xdist's own groups need an older pytest.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "plain" if nodeid.removeprefix("tests/").startswith(WITHOUT_RAY) else "ray"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByRay:
+    return ByRay(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
