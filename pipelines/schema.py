@@ -39,10 +39,13 @@ class _Cycle(_Strict):
     cycle: list[Annotated[int, Field(ge=0, lt=100_000)]] = Field(min_length=1, max_length=100_000)
 
 
+# JSON has no tuples, so that strictness is asked of their elements alone.
+_Label = Annotated[int, Field(ge=0, lt=100_000, strict=True)]
+_Weight = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+
+
 class _Weights(_Strict):
-    weights: list[
-        tuple[Annotated[int, Field(ge=0, lt=100_000)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
-    ] = Field(min_length=1, max_length=100_000)
+    weights: list[Annotated[tuple[_Label, _Weight], Field(strict=False)]] = Field(min_length=1, max_length=100_000)
 
 
 class _Identity(BaseModel):

@@ -136,7 +136,7 @@ def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path, plain: Pat
         ({"classes": "0,1,7"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1, 7]"),
         ({"batch_size": 64}, "batch", "128", "64"),
         ({"image_format": "jpeg"}, "image.format", '"png"', '"jpeg"'),
-        ({"classes": "0:1,1:2"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "null"),
+        ({"classes": "0:1,1:2"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "nothing"),
         ({"count": 99}, "count", "100", "99"),
         ({"count": 200, "seed_start": 7}, "count", "100", "200"),
     ],
