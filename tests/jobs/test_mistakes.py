@@ -104,11 +104,9 @@ def test_bucket_that_does_not_exist(s3: str, job: Job) -> None:
 
 
 def test_refused_credentials(strict: str, job: Job) -> None:
-    """Reads begin with a HEAD, whose answer has no words in it; writes are told what is wrong."""
     line = refused(job("verify", "--dataset", f"{strict}/real"))
     assert line == (
-        f"verify: error: {strict}/real/dataset.json: permission denied; "
-        "check the credentials in the environment, and what they may do"
+        f"verify: error: {strict}/real/dataset.json: the store does not know this access key; check AWS_ACCESS_KEY_ID"
     )
     line = refused(job("ingest", "--source", "digits", "--output", f"{strict}/real"))
     assert line == (
