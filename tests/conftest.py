@@ -29,6 +29,11 @@ WITHOUT_RAY = (
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """tests/infra last: it ends the session's Ray."""
+    items.sort(key=lambda item: item.nodeid.startswith("tests/infra/"))
+
+
 class ByRay(LoadScopeScheduling):
     """Two groups of tests, each in a process: one Ray cluster at a time. (xdist's own groups need an older pytest.)"""
 
