@@ -30,7 +30,7 @@ Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """tests/infra last: it ends the session's Ray."""
+    """tests/infra last: it ends the session's Ray of 4 CPUs, and with the threads of another the bits are others."""
     items.sort(key=lambda item: item.nodeid.startswith("tests/infra/"))
 
 

@@ -35,7 +35,6 @@ def leftovers(demo: int) -> list[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="network namespaces and /proc are Linux's")
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-@pytest.mark.long  # a minute, and on a busy machine three
 def test_a_demo_that_is_stopped_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("w") as file:

@@ -30,7 +30,6 @@ def requests(proxy: FaultyProxy) -> Counter[str]:
     return found
 
 
-@pytest.mark.long  # counts a whole job
 def test_the_requests_of_a_real_job_are_those_of_the_formula(digits_run: Path, s3: str, proxy: FaultyProxy) -> None:
     with ray_here():
         models.copy(models.resolve(Folder(str(digits_run))), Folder(f"{s3}/model"))

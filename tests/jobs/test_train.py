@@ -93,7 +93,6 @@ def test_a_run_leaves(digits_run: Path) -> None:
     assert "Nothing looked wrong" in (digits_run / "report.md").read_text()
 
 
-@pytest.mark.long  # tests/test_train_violence.py holds the same in CI
 def test_interrupted_equals_uninterrupted_and_keep(
     digits_run: Path, again: tuple[Path, Train], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,7 +196,6 @@ def test_loss_that_is_not_finite_stops_the_run(again: tuple[Path, Train]) -> Non
     assert [tick["images"] for tick in ticks(run)] == [1280, 2560]
 
 
-@pytest.mark.long  # tests/test_train_violence.py holds the same in CI
 def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
     again: tuple[Path, Train], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
