@@ -26,7 +26,7 @@ from ray.util.annotations import RayDeprecationWarning
 from dcgan import arithmetic
 from dcgan.arithmetic import Arithmetic
 from jobs import monitoring
-from jobs.settings import UsageError
+from jobs.settings import LostWorkError, UsageError
 
 # Blocks are the plan's unit of scheduling; more of them cost the driver memory, fewer cost the user progress.
 MAX_BLOCKS = 10_000
@@ -44,7 +44,7 @@ GPU_WAIT_S = 900.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-class WorkersLostError(RuntimeError):
+class WorkersLostError(LostWorkError):
     """Ray gave up: workers died again and again, or the cluster cannot run any. One line."""
 
 

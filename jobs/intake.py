@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import produce
-from jobs.cluster import Done, Pool, map_shards
+from jobs.cluster import Done, Pool, WorkersLostError, last_words, map_shards
 from jobs.progress import Progress
 from jobs.settings import LostWorkError
 from pipelines import catalogue, dataset, duplicates, images
@@ -136,17 +136,25 @@ def _make_codes(folder: Folder, identity: Mapping[str, Any], origin: Origin, poo
     have = folder.list(CODES)
     todo = [shard for shard in range(dataset.num_shards(identity)) if f"{shard:06d}.parquet" not in have]
     failed: list[Done] = []
+    why = ""
     done = int(identity["count"]) - sum(len(dataset.shard_range(identity, shard)) for shard in todo)
-    with Progress("ingest", int(identity["count"]), "images compared", done=done) as progress:
-        for result in map_shards(CodeShard, {"output": folder.url, "origin": origin}, todo, pool):
-            if result.error:
-                failed.append(result)
-                continue
-            todo.remove(result.shard)
-            done += len(dataset.shard_range(identity, result.shard))
-            progress.update(done)
-    if todo:
-        raise LostWorkError(produce.lost(folder, todo, failed, ""))
+    undone = set(todo)
+    with (
+        last_words(f"ingest: error: {produce.ended(folder, len(todo))}"),
+        Progress("ingest", int(identity["count"]), "images compared", done=done) as progress,
+    ):
+        try:
+            for result in map_shards(CodeShard, {"output": folder.url, "origin": origin}, todo, pool):
+                if result.error:
+                    failed.append(result)
+                    continue
+                undone.remove(result.shard)
+                done += len(dataset.shard_range(identity, result.shard))
+                progress.update(done)
+        except WorkersLostError as error:
+            why = str(error)
+    if undone:
+        raise LostWorkError(produce.lost(folder, sorted(undone), failed, why))
 
 
 def _read_found(folder: Folder) -> dict[int, str]:

@@ -64,7 +64,7 @@ def produce(
     before = int(identity["count"]) - sum(len(dataset.shard_range(identity, shard)) for shard in missing)
     done_images = before
     journal = dataset.Journal(folder)
-    with last_words(f"{command}: error: {_ended(folder, len(todo))}"):
+    with last_words(f"{command}: error: {ended(folder, len(todo))}"):
         with Progress(command, int(identity["count"]), "images", done=before) as progress:
             try:
                 for done in map_shards(worker, arguments, todo, pool):
@@ -145,7 +145,7 @@ def lost(folder: Folder, undone: list[int], failed: list[Done], why: str) -> str
     )
 
 
-def _ended(folder: Folder, shards: int) -> str:
+def ended(folder: Folder, shards: int) -> str:
     return (
         f"{folder}: ended before all of {shards} shards were done: its Ray cluster is gone, or it was killed. "
         f"What is finished stays; the same command does the rest"
