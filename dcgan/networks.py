@@ -1,4 +1,5 @@
-"""The networks: DCGAN's generator and discriminator at any size, and the widely copied Keras variant for MNIST.
+"""The networks: DCGAN's generator and discriminator at any size, the widely copied Keras variant for MNIST, and the
+fully connected GAN that came before both.
 
 Shapes: B images, Z latent size, K classes, C channels, H = W pixels. Images are in [-1, 1].
 Convolutions run channels_last; the latent's projection is a Linear layer whose output is laid out H, W, C, so that it
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 IMAGE_SIZES = (28, 32, 64, 128)
-NETWORKS = ("dcgan", "keras")
+NETWORKS = ("dcgan", "keras", "gan")
+GAN_UNITS, GAN_MAXOUT, GAN_PIECES = 1200, 240, 5  # of Goodfellow et al.'s networks for MNIST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +26,7 @@ class NetworkConfig:
     """
 
     network: str = "dcgan"
-    """`dcgan`: Radford et al. 2015. `keras`: the Keras MNIST variant, 28x28 only."""
+    """`dcgan`: Radford et al. 2015. `keras`: the Keras MNIST variant, 28x28 only. `gan`: Goodfellow et al. 2014."""
     image_size: int = 64
     """Height and width in pixels."""
     channels: int = 3
@@ -66,9 +68,9 @@ class NetworkConfig:
 class Projection(nn.Module):
     """The latent, joined with the class as one-hot, to a feature map."""
 
-    def __init__(self, config: NetworkConfig, channels: int) -> None:
+    def __init__(self, config: NetworkConfig, extent: int, channels: int) -> None:
         super().__init__()
-        self.shape = (config.base, config.base, channels)
+        self.shape = (extent, extent, channels)
         self.num_classes = config.num_classes
         self.linear = nn.Linear(config.z_dim + config.num_classes, math.prod(self.shape))
 
@@ -79,13 +81,26 @@ class Projection(nn.Module):
         return map_BHWC.permute(0, 3, 1, 2)  # a channels_last view
 
 
+class Maxout(nn.Module):
+    """The largest of every few channels. Source: Goodfellow et al. 2013, arXiv:1302.4389."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, self.pieces)).amax(2)
+
+
 class Generator(nn.Module):
     """Latents (and labels) to images.
 
     dcgan: project, then fractionally-strided 4x4 convolutions, batch norm and ReLU everywhere but at the tanh output.
     keras: project to 7x7x128, twice (nearest upsampling, 3x3 convolution, batch norm, ReLU), a 3x3 convolution, tanh.
+    gan: two layers of 1,200 rectified units, then the pixels; tanh where the original has a sigmoid over 0 to 1.
 
-    Source: Radford et al. 2015, arXiv:1511.06434, sec. 3; for `keras`, Keras-GAN's dcgan.py (E. Linder-Noren).
+    Source: Radford et al. 2015, arXiv:1511.06434, sec. 3; for `keras`, Keras-GAN's dcgan.py (E. Linder-Noren); for
+    `gan`, Goodfellow et al. 2014, arXiv:1406.2661, and its code's mnist.yaml.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -94,13 +109,13 @@ class Generator(nn.Module):
         layers: list[nn.Module] = []
         if config.network == "dcgan":
             widths = config.widths
-            self.project = Projection(config, widths[0])
+            self.project = Projection(config, config.base, widths[0])
             layers += [nn.BatchNorm2d(widths[0]), nn.ReLU()]
             for wide, narrow in itertools.pairwise(widths):
                 layers += [nn.ConvTranspose2d(wide, narrow, 4, 2, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()]
             layers += [nn.ConvTranspose2d(widths[-1], config.channels, 4, 2, 1)]
-        else:
-            self.project = Projection(config, 128)
+        elif config.network == "keras":
+            self.project = Projection(config, config.base, 128)
             layers += [nn.ReLU()]
             for wide, narrow in ((128, 128), (128, 64)):
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(wide, narrow, 3, padding=1)]
@@ -109,6 +124,11 @@ class Generator(nn.Module):
                     nn.ReLU(),
                 ]  # Keras' momentum 0.8 keeps what torch's 0.2 adds
             layers += [nn.Conv2d(64, config.channels, 3, padding=1)]
+        else:  # a 1x1 map is a vector, and a 1x1 convolution of it a fully connected layer
+            self.project = Projection(config, 1, GAN_UNITS)
+            pixels = config.channels * config.image_size**2
+            layers += [nn.ReLU(), nn.Conv2d(GAN_UNITS, GAN_UNITS, 1), nn.ReLU(), nn.Conv2d(GAN_UNITS, pixels, 1)]
+            layers += [nn.PixelShuffle(config.image_size)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
         _initialise(self)
 
@@ -122,6 +142,7 @@ class Discriminator(nn.Module):
 
     dcgan: the generator mirrored, strided 4x4 convolutions, LeakyReLU 0.2, no batch norm at the input.
     keras: four 3x3 convolutions (32, 64, 128, 256), the first three strided, with dropout 0.25.
+    gan: two layers of 240 maxout units of 5 pieces, dropout 0.5 after both.
     With classes the logit is joined by the label's product with the features.
 
     Source: as the generator; for classes Miyato & Koyama 2018, arXiv:1802.05637 (projection discriminator).
@@ -138,13 +159,18 @@ class Discriminator(nn.Module):
                 layers += [nn.BatchNorm2d(wide)] if i else []
                 layers += [nn.LeakyReLU(0.2)]
             extent = config.base
-        else:
+        elif config.network == "keras":
             widths = [config.channels, 32, 64, 128, 256]
             for i, (narrow, wide) in enumerate(itertools.pairwise(widths)):
                 layers += [nn.Conv2d(narrow, wide, 3, 2 if i < 3 else 1, 1)]
                 layers += [nn.BatchNorm2d(wide, momentum=0.2)] if i else []
                 layers += [nn.LeakyReLU(0.2), nn.Dropout(0.25)]
             extent = 4
+        else:
+            widths, extent = [config.channels * config.image_size**2, GAN_MAXOUT, GAN_MAXOUT], 1
+            layers += [nn.PixelUnshuffle(config.image_size)]
+            for narrow, wide in itertools.pairwise(widths):
+                layers += [nn.Conv2d(narrow, wide * GAN_PIECES, 1), Maxout(GAN_PIECES), nn.Dropout(0.5)]
         self.layers = nn.Sequential(*layers)
         features = widths[-1] * extent * extent
         self.head = nn.Linear(features, 1)

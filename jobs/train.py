@@ -52,7 +52,7 @@ class TrainSettings(JobSettings):
 
     data: Url = Field("{root}/real", description="the dataset, as jobs/ingest.py makes one")
     run: Url = Field("{root}/run", description="where the run goes: checkpoints, pictures, models")
-    recipe: str = Field("digits28", description="digits28, dcgan64, keras28, or a TOML file: settings below all others")
+    recipe: str = Field("digits28", description="digits28, dcgan64, gan28, keras28, or a TOML file")
     images: Number = Field(300_000, ge=1, le=10**12, description="real images to train on in all, over all epochs")
     workers: WorkerRange | None = Field(
         None,
@@ -70,7 +70,7 @@ class TrainSettings(JobSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
     max_failures: Number = Field(3, ge=0, le=1000, description="how often workers may die before the job does")
 
-    network: Literal["dcgan", "keras"] = Field("dcgan", description="architecture")
+    network: Literal["dcgan", "keras", "gan"] = Field("dcgan", description="architecture")
     image_size: Number = Field(28, description="28, 32, 64 or 128; must be the dataset's")
     channels: Channels = Field(1, description="1 or 3; must be the dataset's")
     width: Number = Field(64, description="channels of the outermost hidden layers (dcgan)")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcgan.networks import IMAGE_SIZES, NetworkConfig, build
+from dcgan.networks import IMAGE_SIZES, NETWORKS, NetworkConfig, build
 
 # extents and channels of the maps between latent and image, at width 4
 MAPS = {28: [(7, 8), (14, 4)], 32: [(4, 16), (8, 8), (16, 4)], 64: [(4, 32), (8, 16), (16, 8), (32, 4)]}
@@ -15,6 +15,7 @@ MAPS[128] = [(4, 64), (8, 32), (16, 16), (32, 8), (64, 4)]
 SHAPES = [
     *itertools.product(["dcgan"], IMAGE_SIZES, (1, 3), (0, 5)),
     *itertools.product(["keras"], (28,), (1, 3), (0, 5)),
+    *itertools.product(["gan"], (28, 32), (1, 3), (0, 5)),
 ]
 
 
@@ -129,7 +130,25 @@ def test_the_keras_network_is_keras_layer_by_layer() -> None:
     assert discriminator.head.weight.shape == (1, 4 * 4 * 256)
 
 
-@pytest.mark.parametrize("network", ["dcgan", "keras"])
+def test_the_gan_is_goodfellows() -> None:
+    """1x1 convolutions of 1x1 maps: fully connected, and pixels in their order."""
+    generator, discriminator = build(NetworkConfig(network="gan", image_size=28, channels=3, z_dim=100))
+    assert [layer.weight.shape[:2] for layer in generator.layers if isinstance(layer, nn.Conv2d)] == [
+        (1200, 1200),
+        (3 * 28 * 28, 1200),
+    ]
+    pixels = torch.arange(3 * 28 * 28.0).view(1, -1, 1, 1)
+    image = generator.layers[-2](pixels)
+    assert torch.equal(image.flatten(), pixels.flatten())
+    assert torch.equal(discriminator.layers[0](image), pixels)
+    _, first, maxout, dropout, second, *_ = discriminator.layers
+    assert (first.weight.shape[:2], second.weight.shape[:2]) == ((1200, 3 * 28 * 28), (1200, 240))
+    assert dropout.p == 0.5
+    assert maxout(torch.arange(10.0).view(1, 10, 1, 1)).flatten().tolist() == [4.0, 9.0]
+    assert discriminator.head.weight.shape == (1, 240)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 def test_the_label_decides_the_image_and_the_logit(network: str) -> None:
     generator, discriminator = (each.eval() for each in build(config(network, 28, 1, 3)))
     z_BZ = torch.randn(1, 10).expand(3, -1)
@@ -157,7 +176,7 @@ def test_maps_are_channels_last_from_the_first_on() -> None:
     assert discriminator.layers(image_BCHW).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("network", ["dcgan", "keras"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_initial_weights_are_the_papers(network: str) -> None:
     settings = NetworkConfig(network=network, image_size=28, channels=1, width=64, z_dim=100, num_classes=10)
     for model in build(settings):
@@ -188,7 +207,7 @@ def test_the_seed_decides_the_initial_weights() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "gan"}, "network is 'gan'; it must be one of dcgan, keras"),
+        ({"network": "vae"}, "network is 'vae'; it must be one of dcgan, keras, gan"),
         ({"image_size": 48}, "image_size is 48; it must be one of 28, 32, 64, 128"),
         ({"image_size": 256}, "image_size is 256; it must be one of 28, 32, 64, 128"),
         ({"network": "keras", "image_size": 32}, "image_size is 32; the keras network makes 28x28 only"),

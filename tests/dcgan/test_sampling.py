@@ -16,6 +16,7 @@ CONFIGS = {
     "dcgan 28": NetworkConfig(image_size=28, channels=1, width=16, z_dim=100, num_classes=3),
     "dcgan 64": NetworkConfig(image_size=64, channels=3, width=8, z_dim=21),
     "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=100, num_classes=2),
+    "gan": NetworkConfig(network="gan", image_size=28, channels=1, z_dim=100, num_classes=2),
 }
 # odd ones above all: kernels treat what is left over after their last full block of rows in another way
 BATCHES = (1, 5, 32, 33, 50)
@@ -145,7 +146,7 @@ def test_the_number_of_threads_cannot_be_seen_in_the_bits(model: Model) -> None:
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("kind", ["dcgan 28", "keras"])
+@pytest.mark.parametrize("kind", ["dcgan 28", "keras", "gan"])
 def test_the_label_is_the_images_own_and_decides_it(kind: str) -> None:
     model = make(CONFIGS[kind])
     sampler = Sampler(model, FLOAT, 8)

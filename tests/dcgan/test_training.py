@@ -22,6 +22,7 @@ NETWORKS = {
     "dcgan": NetworkConfig(image_size=28, channels=1, width=4, z_dim=6),
     "dcgan with classes": NetworkConfig(image_size=32, channels=3, width=2, z_dim=6, num_classes=3),
     "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=6, num_classes=2),  # has dropout
+    "gan": NetworkConfig(network="gan", image_size=28, channels=3, z_dim=6),
 }
 METHODS: list[dict[str, Any]] = [
     {},

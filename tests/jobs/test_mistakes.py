@@ -174,7 +174,7 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         ),
         ("ingest --source x --background whit", "--background whit: no colour 'whit'; write a CSS name or #rrggbb"),
         ("ingest --source x --resize tets", "--resize tets: must be 'crop', 'pad' or 'stretch'"),
-        ("train --recipe digits", "--recipe digits: there is dcgan64, digits28, keras28; or give a TOML file"),
+        ("train --recipe digits", "--recipe digits: there is dcgan64, digits28, gan28, keras28; or give a TOML file"),
         ("train --recipe {tmp}/no.toml", "{tmp}/no.toml: cannot be read: No such file or directory"),
         ("train --batch-size 1", "--batch-size 1: must be greater than or equal to 2"),
         ("train --config {tmp}/text.toml", "{tmp}/text.toml: width wide: must be a whole number, as 1000 or 1e3"),
