@@ -1,8 +1,8 @@
 """Features by name: what two sets of images are compared in. N images of H x W pixels and C channels, F features.
 
-`pixels` needs no network. `vgg16-random` has fixed random weights and so favours no kind of picture. `inception` is
-torchvision's Inception v3 with weights that the user has. Numbers in different features, or in the same features with
-another digest, cannot be compared with each other.
+`pixels` needs no network. `vgg16-random` has fixed random weights and so favours no kind of picture. `classifier` knows
+the classes that it was trained on. `inception` is torchvision's Inception v3 with weights that the user has. Numbers in
+different features, or in the same features with another digest, cannot be compared with each other.
 """
 
 import hashlib
@@ -15,7 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-NAMES = ("pixels", "vgg16-random", "inception")
+from dcgan import classifier
+from dcgan.classifier import Classifier
+
+NAMES = ("pixels", "vgg16-random", "classifier", "inception")
 SEED = 0
 VGG_FEATURES = 64
 _SMALLEST_VGG = 32  # five poolings halve it to 1
@@ -51,7 +54,8 @@ class Features:
 def make(name: str, image_shape: tuple[int, int, int], weights: bytes | None = None) -> Features:
     """The features of that name for images of that height, width and channels.
 
-    Args:   weights: of `inception`, a safetensors file's bytes: the state dict of torchvision's inception_v3.
+    Args:   weights: a safetensors file's bytes: of `inception`, the state dict of torchvision's inception_v3; of
+                     `classifier`, that of a Classifier.
     Raises: FeaturesError if there is no such name, or the weights are missing or another network's.
     """
     if name == "pixels":
@@ -59,6 +63,8 @@ def make(name: str, image_shape: tuple[int, int, int], weights: bytes | None = N
         return Features(name, "pixels in 0..1, flattened", "no weights", height * width * channels, _flatten)
     if name == "vgg16-random":
         return _vgg16_random()
+    if name == "classifier":
+        return _classifier(image_shape, weights)
     if name == "inception":
         return _inception(weights)
     raise FeaturesError(f"features {name!r}; there are {', '.join(NAMES)}")
@@ -97,6 +103,22 @@ def _vgg16_random() -> Features:
         f"ReLU; pixels in -1..1, grey repeated as RGB; no resizing, but edges repeated up to {_SMALLEST_VGG} pixels"
     )
     return Features("vgg16-random", protocol, _digest(network), VGG_FEATURES, compute)
+
+
+def _classifier(image_shape: tuple[int, int, int], weights: bytes | None) -> Features:
+    if weights is None:
+        raise FeaturesError("features classifier: no weights; it has to be trained first")
+    state = load_safetensors(weights)
+    network = Classifier(image_shape[0], image_shape[2], len(state["head.1.bias"]))
+    network.load_state_dict(state)
+    network.eval()
+
+    def compute(images_NCHW: Tensor) -> Tensor:
+        features_NF: Tensor = network.features(images_NCHW * 2.0 - 1.0)
+        return features_NF
+
+    protocol = f"last hidden layer of a classifier trained on the real dataset: {classifier.PROTOCOL}"
+    return Features("classifier", protocol, _digest(network), classifier.FEATURES, compute)
 
 
 def _inception(weights: bytes | None) -> Features:

@@ -89,7 +89,8 @@ class Maxout(nn.Module):
         self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self.pieces)).amax(2)
+        batch, channels, *extents = x.shape
+        return x.reshape(batch, channels // self.pieces, self.pieces, *extents).amax(2)
 
 
 class Generator(nn.Module):

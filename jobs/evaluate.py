@@ -8,14 +8,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
-from dcgan import features
+from dcgan import classifier, features
 from dcgan.features import Features, FeaturesError
 from dcgan.quality import NEIGHBOURS
-from jobs import cluster, gather, measures, page
+from jobs import classify, cluster, gather, measures, page
+from jobs.classify import Lesson
 from jobs.gather import Gathered, Plan
-from jobs.measures import FEWEST, Row
+from jobs.measures import FEWEST, Exam, Row
 from jobs.settings import JobSettings, Number, Url, UsageError, run
 from pipelines import claim, dataset, images, loader
 from pipelines.dataset import Index
@@ -42,7 +44,7 @@ class EvaluateSettings(JobSettings):
     real: Url = Field("{root}/real", description="the real dataset, which the model was trained on")
     fake: Url = Field("{root}/synthetic", description="the synthetic dataset")
     holdout: Url | None = Field(None, description="real images that the model was not trained on, to compare with")
-    features: Literal["pixels", "vgg16-random", "inception"] = Field(
+    features: Literal["pixels", "vgg16-random", "classifier", "inception"] = Field(
         "vgg16-random", description="what images are compared in"
     )
     inception_weights: Url | None = Field(
@@ -50,6 +52,9 @@ class EvaluateSettings(JobSettings):
     )
     images: Number = Field(
         10_000, ge=FEWEST, le=200_000, description="images drawn of each dataset for all but the Frechet distance"
+    )
+    classifier_images: Number = Field(
+        200_000, ge=0, le=10**9, description="images that each classifier sees in training; 0: no accuracy score"
     )
     repeats: Number = Field(5, ge=2, le=100, description="random halves that the spread of each number is taken from")
     seed: Number = Field(0, ge=0, le=2**32, description="which images are drawn")
@@ -66,20 +71,39 @@ def main(settings: EvaluateSettings) -> None:
         raise UsageError(f"--output {output}: a dataset is here; name another folder")
     indexes = {role: dataset.open_sealed(folder) for role, folder in folders.items()}
     classes = _common(folders, indexes)
+    lessons = _lessons(settings, folders, indexes, len(classes))
     plan = Plan(
         {role: folder.url for role, folder in folders.items()},
         settings.features,
-        settings.inception_weights,
+        _weights(settings, lessons, output),
         settings.images,
         settings.seed,
         len(classes),
     )
+    if settings.features != "classifier":
+        _features(plan, indexes["real"])  # what is wrong with them is told before anything starts
+    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
+    wrong = classify.teach(lessons, output, pool)
     protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))  # which are the actors' to keep
     key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
-    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
     gathered = gather.gather(plan, indexes, output, key, pool)
-    rows = measures.rows(gathered, len(classes), settings.repeats, settings.seed)
-    pairs = _pairs(folders, indexes, gathered)
+    exams = _exams(plan, gathered, lessons, wrong)
+    rows = measures.rows(gathered, len(classes), settings.repeats, settings.seed, exams)
+    _write(output, protocol, classes, rows, gathered, _pairs(folders, indexes, gathered))
+    dataset.discard(output, gather.PARTS)
+    _print(rows, protocol, settings)
+    print(f"evaluate: {output}/{RESULT} and {PAGE}")
+
+
+def _write(
+    output: Folder,
+    protocol: Mapping[str, Any],
+    classes: Sequence[str],
+    rows: Sequence[Row],
+    gathered: Mapping[str, Gathered],
+    pairs: Sequence[tuple[float, str, str, tuple[Pixels, Pixels]]],
+) -> None:
+    """The page, then the numbers."""
     result = {
         "format": 1,
         "protocol": protocol,
@@ -92,9 +116,6 @@ def main(settings: EvaluateSettings) -> None:
     html = page.render(protocol, classes, rows, measures.nearest_distances(samples), images.encode(picture))
     output.write(PAGE, html.encode())
     output.write(RESULT, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
-    dataset.discard(output, gather.PARTS)
-    _print(rows, protocol, settings)
-    print(f"evaluate: {output}/{RESULT} and {PAGE}")
 
 
 def _common(folders: Mapping[str, Folder], indexes: Mapping[str, Index]) -> list[str]:
@@ -112,6 +133,53 @@ def _common(folders: Mapping[str, Folder], indexes: Mapping[str, Index]) -> list
                 f"--{role} {folders[role]} has the classes {there}, but --real {folders['real']} has {here}"
             )
     return list(real.classes or []) if all(index.classes for index in indexes.values()) else []
+
+
+def _lessons(
+    settings: EvaluateSettings, folders: Mapping[str, Folder], indexes: Mapping[str, Index], classes: int
+) -> dict[str, Lesson]:
+    """What classifiers are trained on, by role: fakes; reals beside a holdout, or for their features."""
+    if not classes or not settings.classifier_images:
+        return {}
+    tested = "holdout" if "holdout" in folders else "real"
+    trained = ["fake"] if tested == "real" and settings.features != "classifier" else ["real", "fake"]
+    return {
+        role: Lesson(
+            trained=folders[role].url,
+            trained_root=indexes[role].root,
+            tested=folders[tested].url,
+            tested_root=indexes[tested].root,
+            classes=classes,
+            images=settings.classifier_images,
+            seed=settings.seed,
+        )
+        for role in trained
+    }
+
+
+def _weights(settings: EvaluateSettings, lessons: Mapping[str, Lesson], output: Folder) -> str | None:
+    """Where the features' weights are, or will be."""
+    if settings.features != "classifier":
+        return settings.inception_weights
+    if not lessons:
+        raise UsageError(
+            "--features classifier: it is trained on classes: give datasets that have them, and "
+            "--classifier-images above 0; or take vgg16-random, which needs none"
+        )
+    return f"{output}/{lessons['real'].weights}"
+
+
+def _exams(
+    plan: Plan, gathered: Mapping[str, Gathered], lessons: Mapping[str, Lesson], wrong: Mapping[str, np.ndarray]
+) -> list[Exam]:
+    """What classifiers make of images that they were not trained on."""
+    exams = measures.nearest_neighbour_exams(gathered, plan.tested) if plan.tested else []
+    for role, lesson in lessons.items():
+        if lesson.trained != lesson.tested:
+            note = f"share of right labels; a classifier trained on {role}, {lesson.images:,} images seen"
+            size = gathered[role].sums.count
+            exams.append(Exam("accuracy_score", role, plan.tested or "", size, ~wrong[role], note))
+    return exams
 
 
 def _features(plan: Plan, real: Index) -> Features:
@@ -143,6 +211,7 @@ def _protocol(
         "repeats": settings.repeats,
         "spread": f"standard deviation over {settings.repeats} random halves of the drawn images",
         "neighbours": NEIGHBOURS,
+        "classifier": {"images": settings.classifier_images, "what": classifier.PROTOCOL},
         "software": {name: version(name) for name in ("torch", "torchvision", "scikit-learn", "numpy")},
     }
 

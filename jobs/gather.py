@@ -1,4 +1,5 @@
-"""One pass over the shards of the datasets that are compared: features, their sums, and a sample of them.
+"""A pass over the shards of the datasets that are compared: features, their sums, a sample of them, and what they say
+of the test images by nearest neighbour.
 
 An actor takes a group of consecutive shards and leaves a small file, whose size does not depend on how many images the
 group holds; the driver adds the files up, always in the same order, so that no number depends on the workers.
@@ -13,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from dcgan import features
-from dcgan.quality import Sums
+from dcgan.quality import Answers, NearestNeighbour, Sums
 from jobs import cluster
 from jobs.cluster import Pool
 from jobs.progress import Progress
@@ -37,10 +38,17 @@ class Plan:
 
     urls: Mapping[str, str]  # by role
     features: str
-    weights: str | None  # the URL of inception's
+    weights: str | None  # the URL of the features' weights, if they have any
     images: int
     seed: int
     classes: int  # 0: labels are not looked at
+
+    @property
+    def tested(self) -> str | None:
+        """The dataset whose drawn images are classified by nearest neighbour; it has to be gathered before the rest."""
+        if not self.classes:
+            return None
+        return "holdout" if "holdout" in self.urls else "real"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class Gathered:
     features_NF: np.ndarray
     label_N: np.ndarray  # -1 without classes
     position_N: np.ndarray  # among all images of the dataset
+    answers: Answers  # of all its images, to the drawn ones of the tested dataset; none for that one itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,7 @@ class GatherGroup:
         self.indexes = {role: dataset.open_sealed(folder) for role, folder in self.folders.items()}
         self.groups = groups(self.indexes)
         self.features = features.make(plan.features, self.indexes["real"].image_shape, read_weights(plan.weights))
+        self.classifier: NearestNeighbour | None = None
 
     def __call__(self, shard: int) -> dict[str, Any]:
         group = self.groups[shard]
@@ -80,19 +90,32 @@ class GatherGroup:
         summed = self.features.size if self.features.size <= MAX_SUMMED else 0
         sums = [Sums.none(summed) for _ in range(1 + self.class_sums(summed))]
         kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        test = self.test(group.role)
+        answers = Answers.none(test.tests if test else 0)
         position = group.first
         for number in group.shards:
             for images_NHWC, label_N in loader.in_order(folder, index, index.shards[number], _BATCH):
                 found_NF = self.features(images_NHWC)
                 sums[0] = sums[0] + Sums.of(found_NF[:, :summed])
+                if test:
+                    answers += test.answers(found_NF, label_N)
                 for label in np.unique(label_N[label_N >= 0]) if len(sums) > 1 else ():
                     sums[1 + label] = sums[1 + label] + Sums.of(found_NF[label_N == label])
                 start, stop = np.searchsorted(drawn, (position, position + len(label_N)))
                 chosen = drawn[start:stop] - position
                 kept.append((found_NF[chosen], label_N[chosen], drawn[start:stop]))
                 position += len(label_N)
-        self.output.write(part_name(self.key, shard), _pack(sums, kept, self.features.size))
+        self.output.write(part_name(self.key, shard), _pack(sums, kept, answers, self.features.size))
         return {"images": position - group.first}
+
+    def test(self, role: str) -> NearestNeighbour | None:
+        """What classifies the tested dataset's images by those of another one; None for that one itself."""
+        if role == self.plan.tested or self.plan.tested is None:
+            return None
+        if self.classifier is None:
+            tested = _add(self.groups, self.plan.tested, self.output, self.key)
+            self.classifier = NearestNeighbour(tested.features_NF)
+        return self.classifier
 
     def class_sums(self, summed: int) -> int:
         """For how many classes sums are taken: all or none."""
@@ -133,16 +156,18 @@ def gather(plan: Plan, indexes: Mapping[str, Index], output: Folder, key: str, p
     planned = groups(indexes)
     there = output.list(PARTS)
     missing = [n for n in range(len(planned)) if part_name(key, n).rpartition("/")[2] not in there]
+    first = [n for n in missing if planned[n].role == plan.tested]
     arguments = {"plan": plan, "output": output.url, "key": key}
     bad, count = [], 0
     with Progress("evaluate", sum(index.samples for index in indexes.values()), "images") as progress:
-        for done in cluster.map_shards(GatherGroup, arguments, missing, pool):
-            if done.error:
-                bad.append(done)
-            count += done.result.get("images", 0)
-            progress.update(count)
-    if bad:
-        raise LostWorkError(f"{len(bad)} groups of shards could not be measured; the first: {bad[0].error}")
+        for numbers in (first, sorted({*missing} - {*first})):
+            for done in cluster.map_shards(GatherGroup, arguments, numbers, pool):
+                if done.error:
+                    bad.append(done)
+                count += done.result.get("images", 0)
+                progress.update(count)
+            if bad:
+                raise LostWorkError(f"{len(bad)} groups of shards could not be measured; the first: {bad[0].error}")
     return {role: _add(planned, role, output, key) for role in indexes}
 
 
@@ -154,16 +179,22 @@ def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> Gathe
     """A dataset's files added up, one after another."""
     sums: list[Sums] = []
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    answers: Answers | None = None
     for number in [number for number, group in enumerate(planned) if group.role == role]:
         part = load(output.read(part_name(key, number)))
         more = [Sums(int(n), t, o) for n, t, o in zip(part["count"], part["total"], part["outer"], strict=True)]
         sums = [a + b for a, b in zip(sums, more, strict=True)] if sums else more
         kept.append((part["features"], part["label"], part["position"]))
+        said = Answers(part["answer_distance"], part["answer_label"])
+        answers = said if answers is None else answers + said
+    assert answers is not None, "a sealed dataset has a shard"
     features_NF, label_N, position_N = (np.concatenate(columns) for columns in zip(*kept, strict=True))
-    return Gathered(sums[0], tuple(sums[1:]), features_NF, label_N, position_N)
+    return Gathered(sums[0], tuple(sums[1:]), features_NF, label_N, position_N, answers)
 
 
-def _pack(sums: Sequence[Sums], kept: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], size: int) -> bytes:
+def _pack(
+    sums: Sequence[Sums], kept: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], answers: Answers, size: int
+) -> bytes:
     nothing = (np.zeros((0, size), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
     features_NF, label_N, position_N = (np.concatenate(columns) for columns in zip(nothing, *kept, strict=True))
     return save(
@@ -174,5 +205,7 @@ def _pack(sums: Sequence[Sums], kept: Sequence[tuple[np.ndarray, np.ndarray, np.
             "features": features_NF,
             "label": label_N,
             "position": position_N,
+            "answer_distance": answers.distance_M,
+            "answer_label": answers.label_M,
         }
     )

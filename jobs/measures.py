@@ -1,6 +1,6 @@
 """What the gathered features say: one row a number, each with how many images it was taken from. No Ray, no storage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -13,7 +13,6 @@ from dcgan.quality import (
     kernel_distance,
     manifold,
     nearest,
-    nearest_neighbour_error,
 )
 from jobs.gather import Gathered
 
@@ -59,7 +58,39 @@ class Sample:
 Name = tuple[str, str, str, int | None]  # measure, of, against, label
 
 
-def rows(gathered: Mapping[str, Gathered], classes: int, repeats: int, seed: int) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """How a classifier that was trained on one dataset did on another's images."""
+
+    measure: str
+    trained: str
+    tested: str
+    n_trained: int
+    right_N: np.ndarray  # by tested image: whether that counts for the measure
+    note: str
+
+    def row(self, repeats: int, rng: np.random.Generator) -> Row:
+        size = len(self.right_N)
+        halves = [float(self.right_N[rng.permutation(size)[: size // 2]].mean()) for _ in range(repeats)]
+        spread = float(np.std(np.array(halves), ddof=1))
+        value = float(self.right_N.mean())
+        return Row(self.measure, self.trained, self.tested, None, value, spread, self.n_trained, size, self.note)
+
+
+def nearest_neighbour_exams(gathered: Mapping[str, Gathered], tested: str) -> list[Exam]:
+    """1-nearest-neighbour classification of the tested dataset's drawn images by all images of each other one."""
+    label_M = gathered[tested].label_N
+    note = f"share of wrong labels; trained on all images of {{}}, tested on drawn ones of {tested}"
+    return [
+        Exam("nearest_neighbour_error", role, tested, one.sums.count, one.answers.label_M != label_M, note.format(role))
+        for role, one in gathered.items()
+        if len(one.answers.label_M)
+    ]
+
+
+def rows(
+    gathered: Mapping[str, Gathered], classes: int, repeats: int, seed: int, exams: Sequence[Exam] = ()
+) -> list[Row]:
     """All numbers. A half of n images is as noisy around its n as n images are around all: hence the spread."""
     samples = {role: Sample(one.features_NF, one.label_N) for role, one in gathered.items()}
     values = _measure(samples, classes)
@@ -73,7 +104,7 @@ def rows(gathered: Mapping[str, Gathered], classes: int, repeats: int, seed: int
         counts = [len(samples[role].of_class(label)) for role in (of, against)]
         row = Row(measure, of, against, label, value, spread, counts[0], counts[1], note)
         found.append(_of_all_images(row, gathered) if measure == "frechet_distance" else row)
-    return found
+    return found + [exam.row(repeats, rng) for exam in exams]
 
 
 def _measure(samples: Mapping[str, Sample], classes: int) -> dict[Name, tuple[float | None, str]]:
@@ -85,12 +116,6 @@ def _measure(samples: Mapping[str, Sample], classes: int) -> dict[Name, tuple[fl
         against, of = real.of_class(label), samples[role].of_class(label)
         for measure, result in _fidelity(against, of).items():
             found[measure, role, "real", label] = result
-    if classes:
-        test = "holdout" if "holdout" in samples else "real"
-        for role in ["fake"] if test == "real" else ["fake", "real"]:
-            train, tested = samples[role], samples[test]
-            error = nearest_neighbour_error(train.features_NF, train.label_N, tested.features_NF, tested.label_N)
-            found["nearest_neighbour_error", role, test, None] = (error, f"trained on {role}, tested on {test}")
     return found | _closeness(samples)
 
 
@@ -124,7 +149,18 @@ def _closeness(samples: Mapping[str, Sample]) -> dict[Name, tuple[float | None, 
     bound = float(np.quantile(distances[unseen, "real"], CLOSE))
     share = float((distances["fake", "real"] < bound).mean())
     note = f"share nearer than the nearest {CLOSE:.0%} of {unseen} to real; {CLOSE} if nothing was copied"
-    return {**found, ("too_close", "fake", "real", None): (share, note)}
+    found["too_close", "fake", "real", None] = (share, note)
+    found["too_alike", "fake", "fake", None] = _alike(samples["real"], samples["fake"])
+    return found
+
+
+def _alike(real: Sample, fake: Sample) -> tuple[float, str]:
+    """Of as many of either, since more images lie nearer to one another."""
+    count = min(len(real), len(fake))
+    rng = np.random.default_rng(count)
+    real_N, fake_N = (nearest(one.features_NF[rng.permutation(len(one))[:count]])[0] for one in (real, fake))
+    note = f"share nearer to another one than the nearest {CLOSE:.0%} of real ones are; {count:,} images of either"
+    return float((fake_N < np.quantile(real_N, CLOSE)).mean()), note
 
 
 def nearest_distances(samples: Mapping[str, Sample]) -> dict[tuple[str, str], np.ndarray]:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from dcgan.quality import Sums, frechet_distance, kernel_distance, manifold, nearest, nearest_neighbour_error
+from dcgan.quality import Answers, NearestNeighbour, Sums, frechet_distance, kernel_distance, manifold, nearest
 
 F = 12
 
@@ -153,19 +154,29 @@ def test_one_picture_again_and_again_is_precise_and_reaches_little(features: tup
     assert found.coverage < 0.2
 
 
-def test_the_error_of_the_nearest_neighbour_by_hand() -> None:
+def test_the_nearest_neighbours_label_by_hand() -> None:
     train, labels = np.array([[0.0], [1.0], [10.0]]), np.array([0, 0, 1])
-    test = np.array([[0.4], [4.0], [9.0], [20.0]])
-    assert nearest_neighbour_error(train, labels, test, np.array([0, 1, 1, 0])) == 0.5
+    found = NearestNeighbour(np.array([[0.4], [4.0], [9.0], [20.0]])).answers(train, labels)
+    assert found.label_M.tolist() == [0, 0, 1, 1]
+    assert np.allclose(found.distance_M, [0.16, 9.0, 1.0, 100.0], rtol=1e-5)
 
 
-def test_permuted_labels_raise_the_error() -> None:
+@pytest.mark.parametrize("far", [0.0, 1e3])
+def test_nearest_neighbours_in_parts_are_scikit_learns(far: float) -> None:
+    """Whatever the parts, and also where features differ by a thousandth of what they are."""
     rng = np.random.default_rng(0)
-    label = np.arange(200) % 4
-    train, test = (label[:, None] * 10 + rng.normal(0, 1, (200, 3)) for _ in range(2))
-    assert nearest_neighbour_error(train, label, test, label) == 0.0
-    assert nearest_neighbour_error(train, (label + 1) % 4, test, label) == 1.0
-    assert nearest_neighbour_error(train, rng.permutation(label), test, label) == pytest.approx(0.75, abs=0.1)
+    train, test = rng.normal(far, 1, (500, 20)), rng.normal(far, 1, (300, 20))
+    labels = rng.integers(0, 7, 500)
+    expected = KNeighborsClassifier(1, algorithm="brute").fit(train, labels)
+    distance, _ = expected.kneighbors(test)
+    classifier = NearestNeighbour(test.astype(np.float32))
+    for size in (500, 133):
+        found = Answers.none(300)
+        for start in range(0, 500, size):
+            rows = slice(start, start + size)
+            found += classifier.answers(train[rows].astype(np.float32), labels[rows])
+        assert np.array_equal(found.label_M, expected.predict(test))
+        assert np.allclose(np.sqrt(found.distance_M), distance[:, 0], rtol=1e-3)
 
 
 def test_nearest_by_hand_and_among_themselves() -> None:

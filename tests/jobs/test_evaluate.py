@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
 
 from dcgan.quality import Sums, frechet_distance
 from jobs import evaluate, gather, ingest
@@ -25,7 +26,7 @@ FIDELITY = ("frechet_distance", "kernel_distance", "precision", "recall", "densi
 
 
 def run(real: Path, fake: Path, output: Path, **settings: Any) -> dict[str, Any]:
-    wanted = {"workers": 1, "images": 200, "repeats": 2, "features": "pixels", **settings}
+    wanted = {"workers": 1, "images": 200, "repeats": 2, "features": "pixels", "classifier_images": 0, **settings}
     evaluate.main(evaluate.EvaluateSettings(real=str(real), fake=str(fake), output=str(output), **wanted))
     found: dict[str, Any] = json.loads((output / "evaluation.json").read_bytes())
     return found
@@ -72,7 +73,7 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def output(digits: Path, synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits against the poor model's."""
     output = tmp_path_factory.mktemp("evaluation") / "evaluation"
-    run(digits, synthetic, output)
+    run(digits, synthetic, output, classifier_images=6000)
     return output
 
 
@@ -124,14 +125,32 @@ def test_a_poor_model_looks_poor(found: dict[str, Any]) -> None:
     assert {name for name, of, *_ in told if of == "fake"} == {
         *FIDELITY,
         "nearest_neighbour_error",
+        "accuracy_score",
         "nearest_distance",
         "too_close",
+        "too_alike",
     }
     recall, error = told["recall", "fake", "real", None], told["nearest_neighbour_error", "fake", "real", None]
     assert recall is not None
     assert recall < 0.9
     assert error is not None
     assert 0.1 < error < 0.95
+    score = told["accuracy_score", "fake", "real", None]
+    assert score is not None
+    assert 0.2 < score < 0.98
+
+
+def test_the_nearest_neighbours_are_sought_among_all_images(
+    found: dict[str, Any], digits: Path, synthetic: Path
+) -> None:
+    """All 1,000 synthetic images, whose shards were gathered by groups, though 200 were drawn."""
+    [row] = [row for row in found["results"] if row["measure"] == "nearest_neighbour_error"]
+    assert (row["n_of"], row["n_against"]) == (1000, 200)
+    plan = gather.Plan({"real": str(digits), "fake": str(synthetic)}, "pixels", None, 200, 0, 10)
+    drawn = gather.draw("real", dataset.open_sealed(Folder(str(digits))), plan)
+    (train, train_label), (test, test_label) = pixels(synthetic), pixels(digits)
+    expected = KNeighborsClassifier(1, algorithm="brute").fit(train, train_label).predict(test[drawn])
+    assert row["value"] == pytest.approx(float((expected != test_label[drawn]).mean()), abs=1e-9)
 
 
 def test_the_page_needs_nothing_beside_it(output: Path, digits: Path, synthetic: Path, found: dict[str, Any]) -> None:
@@ -168,17 +187,22 @@ def test_a_set_against_itself(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_holdout_whatever_the_workers(tiny: Tiny, tmp_path: Path) -> None:
     """A second start with other workers writes the same bytes."""
     real, fake, holdout = tiny("real", 0), tiny("fake", 1), tiny("holdout", 2)
-    told = values(run(real, fake, tmp_path / "one", holdout=str(holdout)))
-    assert told["nearest_neighbour_error", "real", "holdout", None] is not None
+    settings = {"holdout": str(holdout), "features": "classifier", "classifier_images": 900}
+    first = run(real, fake, tmp_path / "one", **settings)
+    assert len(first["protocol"]["features"]["digest"]) == 64
+    told = values(first)
     assert told["kernel_distance", "holdout", "real", 1] is not None
-    run(real, fake, tmp_path / "two", holdout=str(holdout), workers=2)
+    for role in ("real", "fake"):  # a bright class and a dark one
+        assert told["accuracy_score", role, "holdout", None] == 1.0
+        assert told["nearest_neighbour_error", role, "holdout", None] == 0.0
+    run(real, fake, tmp_path / "two", **settings, workers=2)
     for name in ("evaluation.json", "evaluation.html"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None:
-    real = tiny("real", 0)
-    found = run(real, tiny("fake", 1), tmp_path / "out", features="vgg16-random")
+    real = tiny("unlabelled", 1, classes=())
+    found = run(real, real, tmp_path / "out", features="vgg16-random")
     assert len(found["protocol"]["features"]["digest"]) == 64
     told = values(found)
     assert told["recall", "fake", "real", None] is not None
@@ -235,6 +259,11 @@ def test_one_line_for_what_cannot_be_compared(tiny: Tiny, tmp_path: Path) -> Non
         ({"fake": other}, f"--fake {other} has the classes a, c, but --real {real} has a, b"),
         ({"fake": few}, f"--fake {few}: 8 images; at least 20 are needed"),
         ({"fake": real, "holdout": str(few)}, f"--holdout {few}: 8 images; at least 20 are needed"),
+        (
+            {"fake": real, "features": "classifier"},
+            "--features classifier: it is trained on classes: give datasets that have them, and --classifier-images "
+            "above 0; or take vgg16-random, which needs none",
+        ),
         ({"fake": real, "output": real}, f"--output {real}: a dataset is here; name another folder"),
         (
             {"fake": real, "features": "inception"},
