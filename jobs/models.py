@@ -5,6 +5,7 @@ import re
 
 from dcgan import model_files
 from dcgan.model_files import Model, ModelError
+from pipelines.dataset import CorruptError
 from pipelines.storage import Folder, MissingError
 
 BEST = "best.json"  # in a run: names its best model, and by what
@@ -38,6 +39,14 @@ def load(folder: Folder) -> tuple[Model, str]:
         raise ModelError(f"{folder}: {error}") from error
     except MissingError as error:
         raise ModelError(f"{error}; the model is not complete") from error
+
+
+def load_named(folder: Folder, digest: str) -> Model:
+    """The model that a dataset carries. Raises CorruptError if its digest is not the one that the dataset names."""
+    model, found = load(folder)
+    if found != digest:
+        raise CorruptError(f"{folder}: its digest is {found}, the dataset was made by {digest}")
+    return model
 
 
 def save(model: Model, folder: Folder) -> str:

@@ -62,11 +62,7 @@ class Maker:
 
     def __init__(self, folder: Folder, index: Index, chosen: Arithmetic) -> None:
         self.folder, self.index = folder, index
-        model, digest = models.load(folder / generate.MODEL)
-        if digest != index.identity["model"]:
-            raise CorruptError(
-                f"{folder}/{generate.MODEL}: its digest is {digest}, the dataset was made by {index.identity['model']}"
-            )
+        model = models.load_named(folder / generate.MODEL, index.identity["model"])
         self.sampler = Sampler(model, chosen, index.identity["batch"])
         stored = index.identity["arithmetic"]
         here = arithmetic.fingerprint(chosen)

@@ -15,8 +15,10 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from pipelines import claim as claim_file
 from pipelines import manifest, schema, shards
@@ -49,6 +51,9 @@ class Index:
     shards: tuple[ShardRecord, ...]
     files: dict[str, str]  # name -> sha256 of everything beside shards and parts
     root: str  # the hash that names the dataset: over identity and shards
+    # Of a selection's view (pipelines/selection.py): the indices that it holds, ascending, one as often as it is to
+    # come. `shards` then count these.
+    chosen_N: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def samples(self) -> int:
@@ -305,13 +310,16 @@ def open_sealed(folder: Folder) -> Index:
 
 
 def samples(folder: Folder, index: Index, record: ShardRecord) -> Iterator[Sample]:
-    """A sealed shard's samples in order: the only way in for whoever decodes them.
+    """A sealed shard's samples in order, or those that a view has chosen: the only way in for whoever decodes them.
 
     Raises: CorruptError or ShardError, naming the shard and the sample, for a tar that is not as sealed, and for
     samples that are fewer or more, of another shard, of an unknown class, or whose image declares another size.
     """
+    if index.chosen_N is not None and not record.samples:
+        return
     where = f"{folder}/{record.tar}"
     owned, classes, (height, width, _) = shard_range(index.identity, record.shard), index.classes, index.image_shape
+    copies_S = _copies(index, owned)
     found = 0
     for sample in shards.unpack(read_shard(folder, record), where):
         what = f"{where}: sample {shards.key(sample.index)}"
@@ -323,10 +331,12 @@ def samples(folder: Folder, index: Index, record: ShardRecord) -> Iterator[Sampl
             size = dimensions(sample.image)
             says = f"declares {size[1]}x{size[0]} pixels" if size else "is no PNG, JPEG or WebP"
             raise CorruptError(f"{what}: its image {says}; all are {width}x{height}")
-        found += 1
-        yield sample
+        for _ in range(int(copies_S[sample.index - owned.start])):
+            found += 1
+            yield sample
     if found != record.samples:
-        raise CorruptError(f"{where}: {found:,} samples, sealed with {record.samples:,}")
+        meant = "sealed with" if index.chosen_N is None else "the selection names"
+        raise CorruptError(f"{where}: {found:,} samples, {meant} {record.samples:,}")
 
 
 def read_shard(folder: Folder, record: ShardRecord) -> bytes:
@@ -379,6 +389,14 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
         ):
             raise CorruptError(f"{where}: sample {row['key']} is not what its row in {record.part} says")
     return len(found)
+
+
+def _copies(index: Index, owned: range) -> np.ndarray:
+    """copies_S: how often each sample comes that a shard may have; all once, or as a view has chosen."""
+    if index.chosen_N is None:
+        return np.ones(len(owned), np.int64)
+    start, stop = np.searchsorted(index.chosen_N, (owned.start, owned.stop))
+    return np.bincount(index.chosen_N[start:stop] - owned.start, minlength=len(owned))
 
 
 def _seal_json(index: Index) -> dict[str, Any]:

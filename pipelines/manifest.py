@@ -39,7 +39,7 @@ EXTRA = {  # what each producer adds
     ],
 }
 _FIELDS = {producer: [*COLUMNS, *extra] for producer, extra in EXTRA.items()}
-_FOOTER = b"ganmill"
+FOOTER = b"ganmill"
 MAX_TEXT_BYTES = 1 << 16  # of a source's name
 _REJECTS = pa.schema([("index", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
@@ -125,7 +125,7 @@ def encode(
     table = pa.table([pa.array(columns[field.name], field.type) for field in fields], schema=schema)
     with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=False) as writer:
         writer.write_table(table, row_group_size=max(1, len(table)))
-        writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True).encode()})
+        writer.add_key_value_metadata({FOOTER: json.dumps(footer, sort_keys=True).encode()})
     return sink.getvalue()
 
 
@@ -136,14 +136,8 @@ def decode(data: bytes, where: str) -> Part:
     (`ARROW:schema`, `pandas`), and never more memory than MAX_PART_BYTES and a page. Raises PartError if it is not one.
     """
     try:
-        # Arrow builds the types that this describes when it opens a file, by whatever code is registered for them.
-        if b"ARROW:schema" in data[-8 - int.from_bytes(data[-8:-4], "little") :] or not data.endswith(b"PAR1"):
-            raise ValueError("its footer holds ARROW:schema, or there is none")
-        meta = pq.read_metadata(io.BytesIO(data))
-        unknown = sorted(name.decode(errors="replace") for name in {*(meta.metadata or {})} - {_FOOTER})
-        if unknown:
-            raise ValueError(f"its footer holds {', '.join(unknown)[:100]}")
-        facts = _facts(json.loads(meta.metadata[_FOOTER]))
+        meta, footer = read_footer(data)
+        facts = _facts(json.loads(footer))
         if meta.num_rows > MAX_SHARD_IMAGES or meta.num_row_groups > 1:
             raise ValueError(
                 f"{meta.num_rows:,} rows in {meta.num_row_groups:,} groups, not {MAX_SHARD_IMAGES:,} in one"
@@ -156,6 +150,22 @@ def decode(data: bytes, where: str) -> Part:
     except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())  # Arrow's have several lines
         raise PartError(f"{where}: not a manifest part: {why}") from error
+
+
+def read_footer(data: bytes) -> tuple[pq.FileMetaData, bytes]:
+    """What a Parquet file of ours declares, and what its footer tells. Raises ValueError if it says more than ours.
+
+    Arrow's own exceptions and KeyError pass through.
+    """
+    # Arrow builds the types that this describes when it opens a file, by whatever code is registered for them.
+    if b"ARROW:schema" in data[-8 - int.from_bytes(data[-8:-4], "little") :] or not data.endswith(b"PAR1"):
+        raise ValueError("its footer holds ARROW:schema, or there is none")
+    meta = pq.read_metadata(io.BytesIO(data))
+    unknown = sorted(name.decode(errors="replace") for name in {*(meta.metadata or {})} - {FOOTER})
+    if unknown:
+        raise ValueError(f"its footer holds {', '.join(unknown)[:100]}")
+    footer: bytes = meta.metadata[FOOTER]
+    return meta, footer
 
 
 def _read_rows(data: bytes, meta: pq.FileMetaData, schema: pa.Schema) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What dataset.json and index.json may say: checked when anybody reads a dataset.
+"""What dataset.json, index.json and a selection's footer may say: checked when anybody reads one.
 
 A dataset may come from a stranger. What is not of these types and within these limits is refused before a byte of its
 shards is read, and the limits bound the memory that one shard can take.
@@ -15,6 +15,9 @@ MAX_SHARD_PIXELS = 2 << 30  # bytes of one shard's pixels: a worker holds it in 
 MAX_IMAGE_SIZE = 1024
 MAX_CLAIM_BYTES = 32 << 20
 MAX_PART_BYTES = 256 << 20
+MAX_SELECTED = 10**8  # samples of a selection, each as often as it is to come: 8 bytes each in every reader's memory
+MAX_SELECTION_BYTES = 1 << 29  # 2.6 a sample, when half of all are taken
+MAX_FOOTER_BYTES = 16 << 20  # 100,000 classes with their counts
 _ENTRY_BYTES, _SEAL_BYTES = 400, 1 << 20  # of a shard in the seal; of all else in it beside the class names
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -84,6 +87,23 @@ class _Seal(_Strict):
     root: Hash
 
 
+class _Taken(_Strict):
+    label: int | None = Field(ge=0, lt=100_000)  # null without classes
+    taken: int = Field(ge=0, le=MAX_SELECTED)
+    of: int = Field(ge=0, le=MAX_COUNT)
+
+
+class _Selection(_Strict):
+    format: Literal[1]
+    dataset: Hash
+    rule: Name
+    parameters: dict[Name, str | int | float | None] = Field(max_length=100)
+    images: int = Field(ge=1, le=MAX_COUNT)
+    selected: int = Field(ge=1, le=MAX_SELECTED)
+    classes: list[_Taken] = Field(min_length=1, max_length=100_000)
+    report: dict[Name, Any] = Field(max_length=100)
+
+
 def check_identity(identity: Any) -> None:
     """Raises SchemaError for an identity that no dataset of ours has."""
     _check(_Identity, identity)
@@ -93,6 +113,11 @@ def check_identity(identity: Any) -> None:
 def check_seal(seal: Any) -> None:
     """Raises SchemaError for a seal of other fields or types. Whether it is true is for its readers to find."""
     _check(_Seal, seal)
+
+
+def check_selection(footer: Any) -> None:
+    """Raises SchemaError for a selection's footer of other fields or types."""
+    _check(_Selection, footer)
 
 
 def check_size(count: int, shard_size: int, image_size: int, channels: int) -> None:
