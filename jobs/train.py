@@ -22,7 +22,7 @@ from dcgan.training import MethodConfig
 from jobs import cluster, runs, trainer
 from jobs.progress import Progress
 from jobs.settings import Channels, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
-from pipelines import dataset, order
+from pipelines import dataset, order, selection
 from pipelines.storage import Folder
 
 MAX_WORKERS = 4096
@@ -51,6 +51,7 @@ class TrainSettings(JobSettings):
     )
 
     data: Url = Field("{root}/real", description="the dataset, as jobs/ingest.py makes one")
+    selection: Url | None = Field(None, description="train on these of its images only: a file of jobs/curate.py")
     run: Url = Field("{root}/run", description="where the run goes: checkpoints, pictures, models")
     recipe: str = Field("digits28", description="digits28, dcgan64, gan28, keras28, or a TOML file")
     images: Number = Field(300_000, ge=1, le=10**12, description="real images to train on in all, over all epochs")
@@ -153,6 +154,11 @@ def main(settings: TrainSettings) -> None:
     data, folder = Folder(settings.data), Folder(settings.run)
     index = dataset.open_sealed(data)
     _check_fit(settings, index)
+    chosen_by: dict[str, str] = {}  # a run without a selection has the identity that it always had
+    if settings.selection:
+        picked = selection.read(settings.selection)
+        index = selection.narrow(index, picked, settings.selection)
+        chosen_by = {"selection": picked.digest}
     try:
         network, method = settings.networks(index.classes), settings.method()
     except ValueError as error:
@@ -177,6 +183,7 @@ def main(settings: TrainSettings) -> None:
         "shuffle": settings.shuffle,
         "seed": settings.seed,
         "dtype": chosen.dtype_name,
+        **chosen_by,
     }
     try:
         runs.take(folder, identity, settings.stored())
@@ -191,7 +198,7 @@ def main(settings: TrainSettings) -> None:
         f"train: {network.network} {network.image_size}x{network.image_size}x{network.channels}, "
         f"{f'{network.num_classes} classes' if network.num_classes else 'unconditional'}, "
         f"{settings.workers or most} workers, "
-        f"{fingerprint['dtype']} on {fingerprint['device']}, {index.samples:,} images, "
+        f"{fingerprint['dtype']} on {fingerprint['device']}, {index.samples:,} {'selected ' * bool(chosen_by)}images, "
         f"{total / index.samples:,.1f} epochs" + (f"; going on after {saved:,} images" if saved else ""),
         flush=True,
     )
@@ -199,6 +206,7 @@ def main(settings: TrainSettings) -> None:
     board = Board.remote()  # type: ignore[attr-defined]  # ray.remote's classes
     job = trainer.Job(
         data=data.url,
+        selection=settings.selection,
         run=folder.url,
         network=network,
         method=method,
@@ -209,7 +217,13 @@ def main(settings: TrainSettings) -> None:
         keep=settings.keep,
         metric_images=min(settings.metric_images, index.samples),
         threads=max(1, cores),
-        provenance={"data": index.root, "seed": settings.seed, "recipe": settings.recipe, "dtype": chosen.dtype_name},
+        provenance={
+            "data": index.root,
+            "seed": settings.seed,
+            "recipe": settings.recipe,
+            "dtype": chosen.dtype_name,
+            **chosen_by,
+        },
     )
     with tempfile.TemporaryDirectory(prefix="ganmill-train-") as scratch:
         ray_trainer = TorchTrainer(

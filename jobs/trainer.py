@@ -23,7 +23,7 @@ from dcgan.sampling import Sampler
 from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
 from jobs import models, monitoring, runs, symptoms
 from jobs.cluster import keep_freed_memory
-from pipelines import dataset, images, loader
+from pipelines import dataset, images, loader, selection
 from pipelines.order import Plan
 from pipelines.storage import Folder
 
@@ -47,6 +47,7 @@ class Job:
     """All that a worker needs to know."""
 
     data: str
+    selection: str | None
     run: str
     network: NetworkConfig
     method: MethodConfig
@@ -72,6 +73,8 @@ def train(config: dict[str, Any]) -> None:
         keep_freed_memory()
     run, data = Folder(job.run), Folder(job.data)
     index = dataset.open_sealed(data)
+    if job.selection:
+        index = selection.narrow(index, selection.read(job.selection), job.selection)
     training = Training(job.network, job.method, job.arithmetic, job.plan.seed, world)
     checkpoint = runs.newest(run)
     seen = 0

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Select from a synthetic dataset by what its discriminator says: a small file beside it, and never a copy."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dcgan import rejection
+from dcgan.arithmetic import Arithmetic
+from dcgan.rejection import CalibrationError
+from dcgan.sampling import Sampler
+from jobs import cluster, generate, models, rules
+from jobs.cluster import Pool
+from jobs.progress import Progress
+from jobs.rules import Choice, Scores
+from jobs.settings import JobSettings, LostWorkError, Number, Url, UsageError, run
+from pipelines import dataset, loader, selection
+from pipelines.dataset import CorruptError, Index
+from pipelines.manifest import ShardRecord
+from pipelines.schema import MAX_SELECTED
+from pipelines.selection import Facts
+from pipelines.storage import Folder
+
+_READERS = 8
+_BATCH = 512
+_PRINTED = 20  # classes
+
+
+class CurateSettings(JobSettings):
+    """What `jobs/curate.py` takes."""
+
+    command: ClassVar[str] = "curate"
+    about: ClassVar[str] = (
+        "Select from a synthetic dataset by its discriminator's logits: a Parquet file of keys that train, evaluate "
+        "and DuckDB read; docs/quality.md says what that buys."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "jobs/curate.py --rule top --share 0.5",
+        "jobs/curate.py --rule drs --dataset /data/synth --holdout /data/mnist-test --output /data/synth-drs.parquet",
+    )
+
+    dataset: Url = Field("{root}/synthetic", description="the synthetic dataset; none of its files is touched")
+    output: Url | None = Field(None, description="the selection; default: {dataset}-RULE.parquet")
+    rule: Literal["threshold", "top", "drs"] = Field(
+        description="threshold: a logit of at least --min-logit; top: the best --share of each class; "
+        "drs: discriminator rejection sampling (Azadi et al. 2018)"
+    )
+    min_logit: float = Field(0.0, allow_inf_nan=False, description="threshold: the lowest logit that is taken")
+    share: float = Field(0.5, gt=0, le=1, description="top: the share of each class that is taken")
+    holdout: Url | None = Field(
+        None, description="drs: real images that the model was not trained on, to calibrate its discriminator with"
+    )
+    images: Number = Field(10_000, ge=2 * rejection.FEWEST, le=1_000_000, description="drs: of them, at most so many")
+    gamma: float = Field(
+        80.0, ge=0, le=100, description="drs: a percentile; the higher, the fewer are taken, and the better ones"
+    )
+    seed: Number = Field(0, ge=0, le=2**63 - 1, description="drs: of the draws")
+    workers: Number | None = Field(None, ge=1, le=10_000, description="drs: actors; default: one a CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="drs: where real images are scored")
+
+
+class ScoreShard:
+    """An actor's work: the logits of one shard of real images a call, by the synthetic dataset's own discriminator."""
+
+    def __init__(self, url: str, holdout: str, chosen: Arithmetic) -> None:
+        folder, self.holdout = Folder(url), Folder(holdout)
+        index, self.real = dataset.open_sealed(folder), dataset.open_sealed(self.holdout)
+        model = models.load_named(folder / generate.MODEL, index.identity["model"])
+        self.sampler = Sampler(model, chosen, index.identity["batch"])
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        logits: list[float] = []
+        for images_NHWC, label_N in loader.in_order(self.holdout, self.real, self.real.shards[shard], _BATCH):
+            conditional = self.sampler.config.num_classes > 0
+            logits += self.sampler.score(images_NHWC, label_N if conditional else None).tolist()
+        return {"logits": logits}
+
+
+def main(settings: CurateSettings) -> None:
+    folder = Folder(settings.dataset)
+    index = dataset.open_sealed(folder)
+    if index.identity["producer"] != "generate":
+        raise UsageError(f"--dataset {folder}: it was ingested and has no scores; only generated images can be chosen")
+    if index.samples > MAX_SELECTED:
+        raise UsageError(f"--dataset {folder}: {index.samples:,} images; a selection can be of {MAX_SELECTED:,}")
+    output = settings.output or f"{folder}-{settings.rule}.parquet"
+    if output.startswith(f"{folder}/"):
+        raise UsageError(f"--output {output}: inside the dataset, which stays as it was sealed; name another place")
+    real_N, about = _real_logits(settings, folder, index) if settings.rule == "drs" else (None, {})
+    scores = read_scores(folder, index)
+    choice = _choose(settings, scores, real_N)
+    if not choice.taken_N.any():
+        raise UsageError(f"{folder}: no image is taken; the largest logit is {scores.logit_N.max():.4g}")
+    classes = rules.counts(scores.label_N, choice.taken_N)
+    facts = Facts(
+        dataset=index.root,
+        rule=settings.rule,
+        parameters=choice.parameters,
+        images=index.samples,
+        classes=classes,
+        report={**choice.report, **choice.columns, **about},
+    )
+    data = selection.encode(facts, scores.index_N[choice.taken_N])
+    new = _publish(output, data)
+    _print(folder, index, facts, choice)
+    digest = selection.decode(data, output).digest
+    print(f"curate: {output}: {len(data):,} bytes, sha256 {digest[:12]}{'' if new else '; it was there already'}")
+    print(f"curate: next: jobs/evaluate.py --fake {folder} --selection {output}")
+    print(f"curate:   or: jobs/train.py --data {folder} --selection {output} --run URL")
+
+
+def read_scores(folder: Folder, index: Index) -> Scores:
+    """All rows of the manifest, checked against the seal, some parts at a time. Raises CorruptError for other rows."""
+
+    def read(record: ShardRecord) -> Scores:
+        table = dataset.read_sealed_part(folder, record).table
+        if "logit" not in table.column_names:
+            raise CorruptError(f"{folder}/{record.part}: no logits, though its dataset was generated")
+        columns = [table[name] for name in ("index", "label", "logit")]
+        scores = Scores(columns[0].to_numpy(), columns[1].fill_null(-1).to_numpy(), columns[2].to_numpy())
+        owned = dataset.shard_range(index.identity, record.shard)
+        in_order = np.array_equal(scores.index_N, owned)
+        known = np.all((scores.label_N >= first) & (scores.label_N < max(1, len(index.classes or [])) + first))
+        if not in_order or not known or not np.all(np.isfinite(scores.logit_N)):
+            raise CorruptError(
+                f"{folder}/{record.part}: its rows are not the indices {owned.start} to {owned.stop - 1}, each with a "
+                "class of the dataset and a finite logit"
+            )
+        return scores
+
+    first = 0 if index.classes else -1
+    found, count = [], 0
+    with ThreadPoolExecutor(_READERS) as readers, Progress("curate", index.samples, "rows") as progress:
+        for scores in readers.map(read, index.shards):
+            found.append(scores)
+            count += len(scores.index_N)
+            progress.update(count)
+    return Scores(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
+
+
+def _choose(settings: CurateSettings, scores: Scores, real_N: np.ndarray | None) -> Choice:
+    if settings.rule == "threshold":
+        return rules.threshold(scores, settings.min_logit)
+    if settings.rule == "top":
+        return rules.top(scores, settings.share)
+    assert real_N is not None, "drs has asked for the logits of real images"
+    try:
+        return rules.drs(scores, real_N, settings.gamma, settings.seed)
+    except CalibrationError as error:
+        raise UsageError(f"--rule drs: {error}; nothing was selected") from error
+
+
+def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tuple[np.ndarray, dict[str, Any]]:
+    """The logits of real images by the dataset's discriminator, in their order, and where they come from."""
+    if settings.holdout is None:
+        raise UsageError(
+            "--rule drs needs --holdout: a dataset of real images that the model was not trained on, as "
+            "jobs/ingest.py --holdout makes one"
+        )
+    holdout = Folder(settings.holdout)
+    real = dataset.open_sealed(holdout)
+    if real.image_shape != index.image_shape:
+        sizes = ["x".join(map(str, one.image_shape)) for one in (real, index)]
+        raise UsageError(f"--holdout {holdout} holds {sizes[0]}, but --dataset {folder} holds {sizes[1]}")
+    if index.classes and real.classes != index.classes:
+        names = [", ".join(one.classes or ["none"])[:60] for one in (real, index)]
+        raise UsageError(f"--holdout {holdout} has the classes {names[0]}, but --dataset {folder} has {names[1]}")
+    model = models.load_named(folder / generate.MODEL, index.identity["model"])
+    trained_on = model.provenance.get("data") == real.root
+    if trained_on:
+        print(
+            f"curate: --holdout {holdout} is what the model was trained on: its discriminator knows these images, and "
+            "the calibration will flatter it",
+            flush=True,
+        )
+    pool = cluster.connect(settings.workers, settings.device, verbose=settings.verbose)
+    wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"  # as the synthetic ones were
+    chosen, here = cluster.probe(pool, wanted)
+    logit_N = _score(folder, holdout, real, settings.images, chosen, pool)
+    about = {"real": {"root": real.root, "images": len(logit_N), "trained_on": trained_on}, "scored_by": here}
+    return logit_N, about
+
+
+def _score(folder: Folder, holdout: Folder, real: Index, images: int, chosen: Arithmetic, pool: Pool) -> np.ndarray:
+    """logit_N of the first real images: ingest deals them in random order. Raises LostWorkError."""
+    before = np.cumsum([0, *(record.samples for record in real.shards)])
+    shards = [record.shard for record in real.shards if before[record.shard] < images]
+    arguments = {"url": folder.url, "holdout": holdout.url, "chosen": chosen}
+    logits: dict[int, list[float]] = {}
+    with Progress("curate", int(before[len(shards)]), "real images") as progress:
+        for done in cluster.map_shards(ScoreShard, arguments, shards, pool):
+            if done.error:
+                raise LostWorkError(f"{holdout}: shard {done.shard:06d} could not be scored: {done.error}")
+            logits[done.shard] = done.result["logits"]
+            progress.update(sum(map(len, logits.values())))
+    return np.array([logit for shard in shards for logit in logits[shard]], np.float32)[:images]
+
+
+def _publish(output: str, data: bytes) -> bool:
+    """Write the selection, unless it is there. Raises UsageError for another one: runs may have been trained on it."""
+    parent, name = selection.split(output)
+    if not parent.exists(name):
+        parent.write(name, data)
+        return True
+    if parent.read(name, len(data) + 1) != data:
+        raise UsageError(f"--output {output}: another file is here; selections do not change: name another")
+    return False
+
+
+def _print(folder: Folder, index: Index, facts: Facts, choice: Choice) -> None:
+    """What was taken, class by class where they are few, and by which numbers."""
+    report, taken = facts.report, int(choice.taken_N.sum())
+    if facts.rule == "drs":
+        _print_calibration(report)
+    print(f"{'class':<16}{'images':>10}{'taken':>10}{'share':>9}" + "".join(f"{name:>14}" for name in choice.columns))
+    for row, one in enumerate(facts.classes[:_PRINTED]):
+        name = "all" if one["label"] is None else (index.classes or [])[one["label"]][:15]
+        numbers = "".join(f"{values[row]:>14.4g}" for values in choice.columns.values())
+        share = (one["taken"] or 0) / (one["of"] or 1)
+        print(f"{name:<16}{one['of']:>10,}{one['taken']:>10,}{share:>9.1%}{numbers}")
+    if len(facts.classes) > _PRINTED:
+        print(f"curate: and {len(facts.classes) - _PRINTED} classes more, in the file's footer")
+    if report.get("tied_left_out"):
+        print(f"curate: {report['tied_left_out']:,} images tie with the last ones taken: the lowest keys were taken")
+    settings = ", ".join(f"{name} {value:g}" for name, value in choice.parameters.items())
+    share = taken / facts.images
+    print(f"curate: {folder}: {facts.rule} ({settings}): {taken:,} of {facts.images:,} images taken ({share:.1%})")
+    if facts.rule == "drs":
+        print(f"curate: acceptance rate {report['acceptance']:.4f}, expected {report['expected_acceptance']:.4f}")
+
+
+def _print_calibration(report: Mapping[str, Any]) -> None:
+    fit, real = report["calibration"], report["real"]
+    print(
+        f"curate: calibrated logit = {fit['slope']:.4g} x logit {fit['intercept']:+.4g}, fitted to {fit['fitted']:,} "
+        f"real and as many synthetic images, measured on {fit['measured']:,} others of each"
+        + (" (all reals were trained on)" if real["trained_on"] else "")
+    )
+    print(f"{'measure':<34}{'before':>10}{'after':>10}")
+    for name, told in (("brier", "Brier score (0.25: a coin)"), ("error", "calibration error")):
+        print(f"{told:<34}{fit['before'][name]:>10.4f}{fit['after'][name]:>10.4f}")
+    print(f"{'AUC (0.5: cannot tell)':<34}{fit['auc']:>10.4f}{fit['auc']:>10.4f}")
+
+
+if __name__ == "__main__":
+    run(main, CurateSettings)
