@@ -72,9 +72,7 @@ def train(config: dict[str, Any]) -> None:
         torch.set_num_threads(job.threads)
         keep_freed_memory()
     run, data = Folder(job.run), Folder(job.data)
-    index = dataset.open_sealed(data)
-    if job.selection:
-        index = selection.narrow(index, selection.read(job.selection), job.selection)
+    index = selection.open_through(data, job.selection)
     training = Training(job.network, job.method, job.arithmetic, job.plan.seed, world)
     checkpoint = runs.newest(run)
     seen = 0

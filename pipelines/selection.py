@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines import manifest, schema
 from pipelines.claim import canonical
-from pipelines.dataset import DatasetError, Index
+from pipelines.dataset import DatasetError, Index, open_sealed
 from pipelines.schema import MAX_FOOTER_BYTES, MAX_SELECTED, MAX_SELECTION_BYTES
 from pipelines.storage import Folder, MissingError, TooLargeError
 
@@ -61,6 +61,11 @@ class Selection:
     facts: Facts
     digest: str  # sha256 of the file: what `sha256sum` prints
     index_N: np.ndarray  # int64, ascending
+
+    def told(self) -> dict[str, Any]:
+        """What a protocol tells of it."""
+        facts = self.facts
+        return {**facts.parameters, "digest": self.digest, "rule": facts.rule, "of": facts.images}
 
 
 def encode(facts: Facts, index_N: np.ndarray, weight_N: np.ndarray | None = None) -> bytes:
@@ -132,6 +137,12 @@ def narrow(index: Index, selection: Selection, where: str) -> Index:
     chosen = np.diff(np.searchsorted(selection.index_N, bounds)).tolist()
     shards = tuple(replace(record, samples=n) for record, n in zip(index.shards, chosen, strict=True))
     return replace(index, shards=shards, chosen_N=selection.index_N)
+
+
+def open_through(folder: Folder, url: str | None) -> Index:
+    """A sealed dataset, seen through the selection at `url` if there is one. Raises as open_sealed and narrow."""
+    index = open_sealed(folder)
+    return index if url is None else narrow(index, read(url), url)
 
 
 def _keys(index: pa.Array) -> pa.Array:
