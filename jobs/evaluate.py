@@ -19,7 +19,7 @@ from jobs.classify import Lesson
 from jobs.gather import Gathered, Plan
 from jobs.measures import FEWEST, Exam, Row
 from jobs.settings import JobSettings, Number, Url, UsageError, run
-from pipelines import claim, dataset, images, loader
+from pipelines import claim, dataset, images, loader, selection
 from pipelines.dataset import Index
 from pipelines.images import Pixels
 from pipelines.storage import Folder
@@ -43,6 +43,7 @@ class EvaluateSettings(JobSettings):
 
     real: Url = Field("{root}/real", description="the real dataset, which the model was trained on")
     fake: Url = Field("{root}/synthetic", description="the synthetic dataset")
+    selection: Url | None = Field(None, description="measure these of --fake only: a file of jobs/curate.py")
     holdout: Url | None = Field(None, description="real images that the model was not trained on, to compare with")
     features: Literal["pixels", "vgg16-random", "classifier", "inception"] = Field(
         "vgg16-random", description="what images are compared in"
@@ -58,7 +59,9 @@ class EvaluateSettings(JobSettings):
     )
     repeats: Number = Field(5, ge=2, le=100, description="random halves that the spread of each number is taken from")
     seed: Number = Field(0, ge=0, le=2**32, description="which images are drawn")
-    output: Url | None = Field(None, description="where the results go; default: {fake}-evaluation")
+    output: Url | None = Field(
+        None, description="where the results go; default: beside --fake or --selection, as {fake}-evaluation"
+    )
     workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a CPU")
 
 
@@ -66,10 +69,12 @@ def main(settings: EvaluateSettings) -> None:
     folders = {"real": Folder(settings.real), "fake": Folder(settings.fake)}
     if settings.holdout:
         folders["holdout"] = Folder(settings.holdout)
-    output = Folder(settings.output or f"{settings.fake}-evaluation")
+    selections = {"fake": settings.selection} if settings.selection else {}
+    beside = (settings.selection or settings.fake).removesuffix(".parquet")
+    output = Folder(settings.output or f"{beside}-evaluation")
     if output.exists(dataset.CLAIM):
         raise UsageError(f"--output {output}: a dataset is here; name another folder")
-    indexes = {role: dataset.open_sealed(folder) for role, folder in folders.items()}
+    indexes = {role: selection.open_through(folder, selections.get(role)) for role, folder in folders.items()}
     classes = _common(folders, indexes)
     lessons = _lessons(settings, folders, indexes, len(classes))
     plan = Plan(
@@ -79,6 +84,7 @@ def main(settings: EvaluateSettings) -> None:
         settings.images,
         settings.seed,
         len(classes),
+        selections,
     )
     if settings.features != "classifier":
         _features(plan, indexes["real"])  # what is wrong with them is told before anything starts
@@ -204,6 +210,8 @@ def _protocol(
             "split": dataset.read_claim(folders[role])["settings"].get("split"),
             "shape": list(index.image_shape),
         }
+    if settings.selection:
+        datasets["fake"]["selection"] = selection.read(settings.selection).told()
     return {
         "datasets": datasets,
         "features": {"name": chosen.name, "size": chosen.size, "digest": chosen.digest, "what": chosen.protocol},

@@ -7,7 +7,7 @@ group holds; the driver adds the files up, always in the same order, so that no 
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from jobs import cluster
 from jobs.cluster import Pool
 from jobs.progress import Progress
 from jobs.settings import LostWorkError
-from pipelines import dataset, loader
+from pipelines import loader, selection
 from pipelines.dataset import Index
 from pipelines.storage import Folder
 
@@ -42,6 +42,7 @@ class Plan:
     images: int
     seed: int
     classes: int  # 0: labels are not looked at
+    selections: Mapping[str, str] = field(default_factory=dict)  # URL by role, for those that have one
 
     @property
     def tested(self) -> str | None:
@@ -78,7 +79,9 @@ class GatherGroup:
     def __init__(self, plan: Plan, output: str, key: str) -> None:
         self.plan, self.output, self.key = plan, Folder(output), key
         self.folders = {role: Folder(url) for role, url in plan.urls.items()}
-        self.indexes = {role: dataset.open_sealed(folder) for role, folder in self.folders.items()}
+        self.indexes = {
+            role: selection.open_through(folder, plan.selections.get(role)) for role, folder in self.folders.items()
+        }
         self.groups = groups(self.indexes)
         self.features = features.make(plan.features, self.indexes["real"].image_shape, read_weights(plan.weights))
         self.classifier: NearestNeighbour | None = None
