@@ -93,7 +93,8 @@ def main(settings: CurateSettings) -> None:
     scores = read_scores(folder, index)
     choice = _choose(settings, scores, real_N)
     if not choice.taken_N.any():
-        raise UsageError(f"{folder}: no image is taken; the largest logit is {scores.logit_N.max():.4g}")
+        hint = "; use a lower --min-logit" if settings.rule == "threshold" else ""
+        raise UsageError(f"{folder}: no image is taken; the largest logit is {scores.logit_N.max():.4g}{hint}")
     classes = rules.counts(scores.label_N, choice.taken_N)
     facts = Facts(
         dataset=index.root,
