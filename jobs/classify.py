@@ -16,7 +16,7 @@ from jobs import cluster
 from jobs.cluster import Pool
 from jobs.gather import PARTS
 from jobs.settings import LostWorkError
-from pipelines import claim, dataset, loader, order
+from pipelines import claim, dataset, loader, order, selection
 from pipelines.storage import Folder
 
 _SHUFFLE = 16_384
@@ -33,6 +33,8 @@ class Lesson:
     classes: int
     images: int  # seen in training, over all epochs
     seed: int
+    selection: str | None = None  # the URL of what is taken of `trained`, and its digest
+    selected: str | None = None
 
     @property
     def name(self) -> str:
@@ -57,7 +59,7 @@ class Teach:
     def __call__(self, shard: int) -> dict[str, Any]:
         lesson = self.lessons[shard]
         folder = Folder(lesson.trained)
-        index = dataset.open_sealed(folder)
+        index = selection.open_through(folder, lesson.selection)
         counts = tuple(record.samples for record in index.shards)
         plan = order.make_plan(counts, min(classifier.BATCH, index.samples), _SHUFFLE, lesson.seed)
         batches = loader.batches(folder, index, plan, 0, 1, 0)

@@ -149,6 +149,7 @@ def _lessons(
         return {}
     tested = "holdout" if "holdout" in folders else "real"
     trained = ["fake"] if tested == "real" and settings.features != "classifier" else ["real", "fake"]
+    picked = {"selection": settings.selection, "selected": _selected(settings).get("digest")}
     return {
         role: Lesson(
             trained=folders[role].url,
@@ -158,9 +159,15 @@ def _lessons(
             classes=classes,
             images=settings.classifier_images,
             seed=settings.seed,
+            **(picked if role == "fake" else {}),
         )
         for role in trained
     }
+
+
+def _selected(settings: EvaluateSettings) -> dict[str, Any]:
+    """What the protocol tells of the selection; nothing without one."""
+    return selection.read(settings.selection).told() if settings.selection else {}
 
 
 def _weights(settings: EvaluateSettings, lessons: Mapping[str, Lesson], output: Folder) -> str | None:
@@ -211,7 +218,7 @@ def _protocol(
             "shape": list(index.image_shape),
         }
     if settings.selection:
-        datasets["fake"]["selection"] = selection.read(settings.selection).told()
+        datasets["fake"]["selection"] = _selected(settings)
     return {
         "datasets": datasets,
         "features": {"name": chosen.name, "size": chosen.size, "digest": chosen.digest, "what": chosen.protocol},

@@ -4,16 +4,18 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from dcgan import arithmetic, rejection
 from dcgan.arithmetic import Arithmetic
-from jobs import curate, evaluate, rules, train
+from jobs import classify, curate, evaluate, rules, train
 from jobs.rules import Scores
 from jobs.settings import LostWorkError, UsageError
 from pipelines import dataset, selection
@@ -184,6 +186,7 @@ def test_what_was_chosen_is_what_is_evaluated(synthetic: Path, digits: Path, tmp
             features="pixels",
             images=200,
             repeats=2,
+            classifier_images=600,
             workers=1,
         )
     )
@@ -191,8 +194,30 @@ def test_what_was_chosen_is_what_is_evaluated(synthetic: Path, digits: Path, tmp
     fake = found["protocol"]["datasets"]["fake"]
     assert (fake["images"], fake["drawn"]) == (300, 200)
     assert fake["selection"] == {"digest": chosen.digest, "rule": "top", "share": 0.3, "of": 1000}
+    trained_on = {
+        row["measure"]: row["n_of"] for row in found["results"] if row["of"] == "fake" and row["label"] is None
+    }
+    assert trained_on["accuracy_score"] == trained_on["nearest_neighbour_error"] == 300
     assert {int(pair["fake"]) for pair in found["closest"]} <= {*chosen.index_N.tolist()}
     assert "selection" not in found["protocol"]["datasets"]["real"]
+
+
+def test_the_accuracy_score_is_of_a_classifier_that_saw_what_was_chosen(
+    synthetic: Path, tmp_path: Path, one_thread: None
+) -> None:
+    """Of threes alone it learns to say three."""
+    root = dataset.open_sealed(Folder(str(synthetic))).root
+    label_N = np.array([label for _, label, _ in logits(synthetic)])
+    threes = {"classes": [{"label": 3, "taken": 100, "of": 100}], "rule": "threes", "parameters": {}, "images": 1000}
+    data = selection.encode(selection.Facts(dataset=root, **threes), np.flatnonzero(label_N == 3))
+    (tmp_path / "threes.parquet").write_bytes(data)
+    lesson = classify.Lesson(
+        str(synthetic), root, str(synthetic), root, 10, 1500, 0, selection=str(tmp_path / "threes.parquet")
+    )
+    classify.Teach([lesson], str(tmp_path / "out"))(0)
+    answers = load((tmp_path / "out" / lesson.answers).read_bytes())
+    assert np.array_equal(answers["wrong"], label_N != 3)
+    assert lesson.name != replace(lesson, selection=None).name
 
 
 def test_training_on_a_selection(
