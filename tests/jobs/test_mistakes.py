@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import evaluate, generate, ingest, train, verify
+from jobs import curate, evaluate, generate, ingest, train, verify
 from jobs.settings import JobSettings, UsageError, load
 
 Job = Callable[..., CompletedProcess[str]]
@@ -19,6 +19,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
     "generate": generate.GenerateSettings,
     "verify": verify.VerifySettings,
     "evaluate": evaluate.EvaluateSettings,
+    "curate": curate.CurateSettings,
 }
 
 
@@ -175,6 +176,10 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         ("ingest --source x --background whit", "--background whit: no colour 'whit'; write a CSS name or #rrggbb"),
         ("ingest --source x --resize tets", "--resize tets: must be 'crop', 'pad' or 'stretch'"),
         ("train --recipe digits", "--recipe digits: there is dcgan64, digits28, gan28, keras28; or give a TOML file"),
+        ("curate", "--rule is required; see --help"),
+        ("curate --rule best", "--rule best: must be 'threshold', 'top' or 'drs'"),
+        ("curate --rule top --share 0", "--share 0: must be greater than 0"),
+        ("curate --rule threshold --min-logit nan", "--min-logit nan: must be a finite number"),
         ("train --recipe {tmp}/no.toml", "{tmp}/no.toml: cannot be read: No such file or directory"),
         ("train --batch-size 1", "--batch-size 1: must be greater than or equal to 2"),
         ("train --config {tmp}/text.toml", "{tmp}/text.toml: width wide: must be a whole number, as 1000 or 1e3"),
@@ -244,6 +249,7 @@ def test_root_decides_the_defaults(root: str, under: str, monkeypatch: pytest.Mo
     made = found("evaluate")
     assert (made["real"], made["fake"]) == (f"{under}/real", f"{under}/synthetic")
     assert found("verify")["dataset"] == f"{under}/synthetic"
+    assert found("curate", "--rule", "top")["dataset"] == f"{under}/synthetic"
     assert found("verify", "--root", "/other")["dataset"] == "/other/synthetic"
 
 

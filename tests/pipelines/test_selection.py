@@ -185,13 +185,15 @@ def test_samples_that_the_dataset_does_not_have_are_an_error(sealed: tuple[Folde
         list(dataset.samples(sealed[0], index, index.shards[0]))
 
 
-def parquet(table: pa.Table, footer: object = None, group: int = 1 << 17, **options: Any) -> bytes:
+def parquet(table: pa.Table, footer: object = None, group: int = 1 << 17, more: Any = None, **options: Any) -> bytes:
     """A Parquet file with a selection's footer, or another."""
     told = {"format": 1, "selected": len(table), **asdict(facts(ROOT, len(table)))} if footer is None else footer
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, **{"store_schema": False, **options}) as writer:
         writer.write_table(table, row_group_size=group)
-        writer.add_key_value_metadata({b"ganmill": told if isinstance(told, bytes) else json.dumps(told)})
+        writer.add_key_value_metadata(
+            {b"ganmill": told if isinstance(told, bytes) else json.dumps(told), **(more or {})}
+        )
     return sink.getvalue()
 
 
@@ -224,6 +226,7 @@ HOSTILE = {
     "another type": (parquet(ROWS.set_column(1, "index", pa.array(["1", "5", "9"])), WHOLE), "its columns are"),
     "nulls": (parquet(ROWS.cast(ANY), WHOLE), "its columns are"),
     "Arrow's own types": (parquet(ROWS, WHOLE, store_schema=True), "holds ARROW:schema"),
+    "pandas's types": (parquet(ROWS, WHOLE, more={b"pandas": b"{}"}), "its footer holds pandas"),
     "not ascending": (parquet(rows([1, 9, 5]), WHOLE), "indices are not ascending"),
     "twice": (parquet(rows([1, 5, 5]), WHOLE), "indices are not ascending"),
     "not ascending over groups": (parquet(rows([1, 5, 5]), WHOLE, group=2), "indices are not ascending"),
