@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Look into a model: what its discriminator knows and looks at, and what lies between its latents. As pictures."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dcgan import model_files
+from jobs import gaze, knowledge, subject, wander
+from jobs.knowledge import Line
+from jobs.models import BEST
+from jobs.settings import JobSettings, Number, Url, UsageError, run
+from jobs.subject import Subject
+from pipelines import dataset, images
+from pipelines.images import Pixels
+from pipelines.storage import Folder
+
+
+class ExploreSettings(JobSettings):
+    """What `jobs/explore.py` takes."""
+
+    command: ClassVar[str] = "explore"
+    about: ClassVar[str] = (
+        "What a model's discriminator knows and looks at, and walks between its latents: numbers and pictures. "
+        "It runs in one process, where it is started, on that machine's CPUs. docs/quality.md says what each shows."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "jobs/explore.py",
+        "jobs/explore.py --model /data/run --data /data/mnist --holdout /data/mnist-test --output /data/explored",
+        "jobs/explore.py --what walks --model s3://bucket/run --data s3://bucket/faces",
+    )
+
+    model: Url = Field("{root}/run", description="a model, or a run, whose best model is taken")
+    data: Url = Field("{root}/real", description="the real dataset, which the model was trained on")
+    holdout: Url | None = Field(
+        None, description="real images that it was not trained on: what classifiers are tested on"
+    )
+    output: Url | None = Field(None, description="where pictures and results go; default: {model}-explored")
+    what: Literal["all", "features", "backprop", "walks"] = Field("all", description="which part to do")
+    images: Number = Field(
+        60_000, ge=10, le=10**7, description="images of each dataset at most; all are held in memory"
+    )
+    labels: Number = Field(1000, ge=10, le=10**6, description="how many labels the classifier has, beside all of them")
+    repeats: Number = Field(5, ge=1, le=100, description="draws of so few labels")
+    centroids: Number = Field(400, ge=2, le=10_000, description="of the k-means features that are compared with")
+    seed: Number = Field(0, ge=0, le=2**20, description="draws images, labels, patches, latents, and untrained weights")
+
+
+def main(settings: ExploreSettings) -> None:
+    output = Folder(settings.output or f"{settings.model}-explored")
+    for name in (dataset.CLAIM, model_files.CARD, BEST):
+        if output.exists(name):
+            raise UsageError(f"--output {output}: a dataset, model or run is here; name another folder")
+    found = subject.open_subject(settings.model, settings.data, settings.holdout, settings.images, settings.seed)
+    trained = found.model.provenance.get("images")
+    print(
+        f"explore: model {found.digest[:12]} of {found.model_folder}, {trained or 'unknown'} images trained", flush=True
+    )
+    if found.model.provenance.get("data") != dataset.open_sealed(found.real_folder).root:
+        print(f"explore: note: it was not trained on --data {found.real_folder}, or not as that is now")
+    parts = ("backprop", "walks", "features") if settings.what == "all" else (settings.what,)
+    for part in parts:
+        if part == "backprop":
+            _backprop(found, output)
+        elif part == "walks":
+            _walks(found, output)
+        elif settings.what == "all" and not knowledge.can(found):
+            print("explore: no classes, so nothing for a classifier to tell: features are left out")
+        else:
+            _features(found, output, settings)
+
+
+def _backprop(found: Subject, output: Folder) -> None:
+    result, picture = gaze.explore(found)
+    _write(output, "backprop.json", result)
+    _show(output, {"backprop": picture})
+
+
+def _walks(found: Subject, output: Folder) -> None:
+    result, pictures = wander.explore(found)
+    _write(output, "walks.json", result)
+    results = result["results"]
+    near = results["interpolation"]
+    print(
+        f"explore: median distance of walked images to the nearest training image "
+        f"{near['nearest_distance_median']:.3f}"
+        + (f", of the holdout's {near['nearest_distance_median_of_holdout']:.3f}" if len(near) > 1 else "")
+    )
+    sums = results["arithmetic"]
+    print(
+        f"explore: arithmetic: {sums['on_the_right_side_of_both_medians']:.0%} of {sums['results']} results are "
+        f"{sums['expected']} (by chance 25%)"
+    )
+    for name, moved in results["directions"].items():
+        ranks = moved["mean_rank_by_step"]
+        print(f"explore: direction of {name}: mean rank {ranks[0]:.2f}, {ranks[len(ranks) // 2]:.2f}, {ranks[-1]:.2f}")
+    _show(output, pictures)
+
+
+def _features(found: Subject, output: Folder, settings: ExploreSettings) -> None:
+    result, lines = knowledge.explore(found, settings.labels, settings.repeats, settings.centroids)
+    _write(output, "features.json", result)
+    protocol = result["protocol"]
+    print(f"explore: linear L2-SVM, tested on {protocol['tested_on']:,} images ({protocol['test']})")
+    print(f"{'features':<16}{'size':>8}{'labels':>9}{'error':>9}  {'interval':<18}{'C':<18}")
+    for line in lines:
+        print(_line(line))
+    print("explore: interval: with all labels Wilson's 95 %, else one standard deviation over draws of the labels")
+    if protocol["labels_seen_in_training"]:
+        print(
+            "explore: this discriminator was trained with the labels of all its images: its errors are not those of "
+            "features learnt without labels (train with --no-conditional for these)"
+        )
+    print(f"explore: {output}/features.json")
+
+
+def _line(line: Line) -> str:
+    chosen = ", ".join(dict.fromkeys(f"{one['C']:g}" for one in line.repeats))
+    interval = f"{line.low:.2%} to {line.high:.2%}"
+    return f"{line.features:<16}{line.size:>8,}{line.labels:>9,}{line.error:>9.2%}  {interval:<18}{chosen}"
+
+
+def _write(output: Folder, name: str, result: Mapping[str, Any]) -> None:
+    software = {package: version(package) for package in ("torch", "scikit-learn", "numpy")}
+    data = {**result, "protocol": {**result["protocol"], "software": software}}
+    output.write(name, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _show(output: Folder, pictures: Mapping[str, Pixels]) -> None:
+    for name, picture in pictures.items():
+        output.write(f"{name}.png", images.encode(picture))
+    print(f"explore: look at {', '.join(f'{output}/{name}.png' for name in pictures)}")
+
+
+if __name__ == "__main__":
+    run(main, ExploreSettings)
