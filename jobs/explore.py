@@ -101,13 +101,12 @@ def _walks(found: Subject, output: Folder) -> None:
 
 
 def _features(found: Subject, output: Folder, settings: ExploreSettings) -> None:
-    result, lines = knowledge.explore(found, settings.labels, settings.repeats, settings.centroids)
+    head = f"{'features':<16}{'size':>8}{'labels':>9}{'error':>9}  {'interval':<18}C"
+    print(f"explore: the error of a linear L2-SVM on\n{head}", flush=True)
+    result = knowledge.explore(found, settings.labels, settings.repeats, settings.centroids, _tell)
     _write(output, "features.json", result)
     protocol = result["protocol"]
-    print(f"explore: linear L2-SVM, tested on {protocol['tested_on']:,} images ({protocol['test']})")
-    print(f"{'features':<16}{'size':>8}{'labels':>9}{'error':>9}  {'interval':<18}{'C':<18}")
-    for line in lines:
-        print(_line(line))
+    print(f"explore: tested on {protocol['tested_on']:,} images: {protocol['test']}")
     print("explore: interval: with all labels Wilson's 95 %, else one standard deviation over draws of the labels")
     if protocol["labels_seen_in_training"]:
         print(
@@ -117,10 +116,11 @@ def _features(found: Subject, output: Folder, settings: ExploreSettings) -> None
     print(f"explore: {output}/features.json")
 
 
-def _line(line: Line) -> str:
+def _tell(line: Line) -> None:
     chosen = ", ".join(dict.fromkeys(f"{one['C']:g}" for one in line.repeats))
     interval = f"{line.low:.2%} to {line.high:.2%}"
-    return f"{line.features:<16}{line.size:>8,}{line.labels:>9,}{line.error:>9.2%}  {interval:<18}{chosen}"
+    start = f"{line.features:<16}{line.size:>8,}{line.labels:>9,}"
+    print(f"{start}{line.error:>9.2%}  {interval:<18}{chosen}", flush=True)
 
 
 def _write(output: Folder, name: str, result: Mapping[str, Any]) -> None:

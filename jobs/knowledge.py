@@ -32,8 +32,13 @@ class Line:
     repeats: list[dict[str, Any]]  # error, C, and the error of each C that was tried
 
 
-def explore(subject: Subject, labels: int, repeats: int, centroids: int) -> tuple[dict[str, Any], list[Line]]:
-    """The result as JSON, and its lines. Raises UsageError if there are no classes, or features too many."""
+def explore(
+    subject: Subject, labels: int, repeats: int, centroids: int, tell: Callable[[Line], None]
+) -> dict[str, Any]:
+    """The result as JSON; its lines are told one by one, as they are there.
+
+    Raises: UsageError if there are no classes, or features too many.
+    """
     train, test = _split(subject)
     shape = subject.real.index.image_shape
     lines, described = [], []
@@ -46,10 +51,13 @@ def explore(subject: Subject, labels: int, repeats: int, centroids: int) -> tupl
                 f"{needed / 1e9:.1f} GB; at most {MAX_FEATURE_BYTES / 1e9:.1f} GB are held: use fewer"
             )
         described.append({"name": kind.name, "size": kind.size, "digest": kind.digest, "what": kind.protocol})
-        train_NF, test_NF = (_compute(kind, images_NHWC) for images_NHWC in (train[0], test[0]))
+        together_NF = _compute(kind, np.concatenate([train[0], test[0]]))
+        train_NF, test_NF = together_NF[: len(train[0])], together_NF[len(train[0]) :]
         if labels < len(train[1]):
             lines.append(_few_labels(kind, train_NF, train[1], test_NF, test[1], labels, repeats, subject.seed))
+            tell(lines[-1])
         lines.append(_all_labels(kind, train_NF, train[1], test_NF, test[1], subject.seed))
+        tell(lines[-1])
     protocol = {
         **subject.protocol(),
         "trained_on": len(train[1]),
@@ -62,7 +70,7 @@ def explore(subject: Subject, labels: int, repeats: int, centroids: int) -> tupl
         "few_labels": f"{labels} labels, as many of each class as there are, drawn anew for each of {repeats} repeats",
     }
     results = [{name: getattr(line, name) for name in Line.__slots__} for line in lines]
-    return {"format": 1, "protocol": protocol, "results": results}, lines
+    return {"format": 1, "protocol": protocol, "results": results}
 
 
 def can(subject: Subject) -> bool:

@@ -178,7 +178,7 @@ def _arithmetic_rows(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, A
     words = [f"{much_1}, {much_2}", f"{little_1}, {much_2}", f"{little_1}, {little_2}"]
     columns = {
         0: f"  {words[0]}: three, mean",
-        5: f"− {words[1]}: three, mean",
+        5: f"- {words[1]}: three, mean",
         10: f"+ {words[2]}: three, mean",
         15: f"= {much_1}, {little_2}?",
         20: "nearest\nreal",
@@ -228,11 +228,12 @@ def _directions(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, Any], 
         near: list[Pixels | None] = []
         for name, (measure, _, _) in wanderer.attributes.items():
             way_Z = walks.direction(pool.z_NZ, pool.value_N[name])
-            images_NTHWC = [wanderer.images(z_Z + t_T[:, None] * way_Z, pool.label) for z_Z in z_NZ]
-            rank_NT = [(pool.value_N[name][:, None] < measure(images_THWC)).mean(0) for images_THWC in images_NTHWC]
-            moved[name].append(np.mean(rank_NT, 0))
-            made += [*images_NTHWC[0], None]
-            near += [*_nearest(wanderer.subject.real, images_NTHWC[0])[1], None]
+            z_NTZ = z_NZ[:, None] + t_T[:, None] * way_Z
+            images_MHWC = wanderer.images(z_NTZ.reshape(-1, z_NZ.shape[1]), pool.label)
+            rank_M = (pool.value_N[name][:, None] < measure(images_MHWC)).mean(0)
+            moved[name].append(rank_M.reshape(len(z_NZ), -1).mean(0))
+            made += [*images_MHWC[:DIRECTION_STEPS], None]
+            near += [*_nearest(wanderer.subject.real, images_MHWC[:DIRECTION_STEPS])[1], None]
         rows += [Row(wanderer.caption(pool.label), made[:-1]), Row("nearest real", near[:-1]), Row("")]
     columns: dict[int, str] = {}
     for block, (_, much, little) in enumerate(wanderer.attributes.values()):
