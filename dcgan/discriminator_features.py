@@ -47,8 +47,8 @@ def convolution_blocks(discriminator: Discriminator) -> list[nn.Sequential]:
             found.append([])
         if found:
             found[-1].append(layer)
-    if not found:
-        raise FeaturesError(f"a {discriminator.config.network} network has no convolutions, whose features these are")
+    if not found or discriminator.config.network == "gan":  # whose 1x1 convolutions are fully connected layers
+        raise FeaturesError(f"a {discriminator.config.network} network has no convolutions to look at")
     return [nn.Sequential(*layers) for layers in found]
 
 

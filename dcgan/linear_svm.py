@@ -26,8 +26,8 @@ PROTOCOL = (
 )
 CHOSEN = (
     f"C from {CHOICES[0]:g} up in powers of ten to {CHOICES[-1]:g} until the error no longer falls, by training on "
-    f"four fifths of the training labels and testing on the other: each fifth in turn for up to {_FOLDED:,} labels, else "
-    f"one fifth of at most {TUNED_ON:,}"
+    f"four fifths of the training labels and testing on the other: each fifth in turn for up to {_FOLDED:,} labels, "
+    f"else one fifth of at most {TUNED_ON:,}"
 )
 
 

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from dcgan import model_files
+from dcgan.discriminator_features import convolution_blocks
+from dcgan.features import FeaturesError
 from jobs import gaze, knowledge, subject, wander
 from jobs.knowledge import Line
 from jobs.models import BEST
@@ -61,8 +63,7 @@ def main(settings: ExploreSettings) -> None:
     )
     if found.model.provenance.get("data") != dataset.open_sealed(found.real_folder).root:
         print(f"explore: note: it was not trained on --data {found.real_folder}, or not as that is now")
-    parts = ("backprop", "walks", "features") if settings.what == "all" else (settings.what,)
-    for part in parts:
+    for part in _parts(found, settings.what):
         if part == "backprop":
             _backprop(found, output)
         elif part == "walks":
@@ -71,6 +72,18 @@ def main(settings: ExploreSettings) -> None:
             print("explore: no classes, so nothing for a classifier to tell: features are left out")
         else:
             _features(found, output, settings)
+
+
+def _parts(found: Subject, what: str) -> tuple[str, ...]:
+    """What is to be done. Raises UsageError for what the discriminator does not have."""
+    try:
+        convolution_blocks(found.model.discriminator)
+    except FeaturesError as error:
+        if what in ("features", "backprop"):
+            raise UsageError(f"--model {found.model_folder}: {error}; only --what walks goes without") from error
+        print(f"explore: {error}: walks only")
+        return ("walks",)
+    return ("backprop", "walks", "features") if what == "all" else (what,)
 
 
 def _backprop(found: Subject, output: Folder) -> None:

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from dcgan.discriminator_features import convolution_blocks
-from dcgan.features import FeaturesError
 from dcgan.model_files import Model
 from jobs import models
 from jobs.settings import UsageError
@@ -85,10 +83,6 @@ def open_subject(model: str, data: str, holdout: str | None, limit: int, seed: i
     """A model and datasets that fit it. Raises UsageError, ModelError, DatasetError for what cannot be explored."""
     folder = models.resolve(Folder(model))
     found, digest = models.load(folder)
-    try:
-        convolution_blocks(found.discriminator)
-    except FeaturesError as error:
-        raise UsageError(f"--model {folder}: {error}") from error
     config = found.config
     for role, url in (("data", data), ("holdout", holdout)):
         if url is None:
