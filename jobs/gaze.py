@@ -49,6 +49,7 @@ def explore(subject: Subject) -> tuple[dict[str, Any], Pixels]:
         "units": f"the first {UNITS} of the last convolution layer that answer any of these images at all",
         "gradient": "guided backpropagation from the unit at the place where it answers most",
         "silent_units": silent,
+        "positions": "among the images that were drawn, in the dataset's order",
     }
     results = {
         name: [
