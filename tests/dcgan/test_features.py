@@ -66,7 +66,7 @@ def test_inception_takes_the_users_weights_with_and_without_heads() -> None:
         ("inception", None, "no weights; give torchvision's inception_v3 as a safetensors file, or take vgg16-random"),
         ("inception", b"no such file", "the weights are not torchvision's inception_v3 as safetensors"),
         ("inception", save({"x": torch.ones(1)}), "the weights are not torchvision's inception_v3 as safetensors"),
-        ("vgg19", None, "features 'vgg19'; there are pixels, vgg16-random, inception"),
+        ("vgg19", None, "features 'vgg19'; there are pixels, vgg16-random, classifier, inception"),
     ],
 )
 def test_one_line_says_what_is_wrong(name: str, weights: bytes | None, told: str) -> None:
