@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with tarfile.open(folder / f"{number:03d}.tar", "w") as target:
             for n in range(IMAGES // TARS):
                 small = rng.integers(0, 256, (7, 7, 3), np.uint8)
-                if n % 20 == 7:
+                if n % 10 == 7:
                     small = np.full((7, 7, 3), 40 * number, np.uint8)
                 picture = Image.fromarray(small).resize((700, 600))
                 sink = io.BytesIO()
