@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import curate, evaluate, generate, ingest, train, verify
+from jobs import curate, evaluate, explore, generate, ingest, train, verify
 from jobs.settings import JobSettings, UsageError, load
 
 Job = Callable[..., CompletedProcess[str]]
@@ -20,6 +20,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
     "verify": verify.VerifySettings,
     "evaluate": evaluate.EvaluateSettings,
     "curate": curate.CurateSettings,
+    "explore": explore.ExploreSettings,
 }
 
 
@@ -177,6 +178,7 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         ("ingest --source x --resize tets", "--resize tets: must be 'crop', 'pad' or 'stretch'"),
         ("train --recipe digits", "--recipe digits: there is dcgan64, digits28, gan28, keras28; or give a TOML file"),
         ("curate", "--rule is required; see --help"),
+        ("explore --what picture", "--what picture: must be 'all', 'features', 'backprop' or 'walks'"),
         ("curate --rule best", "--rule best: must be 'threshold', 'top' or 'drs'"),
         ("curate --rule top --share 0", "--share 0: must be greater than 0"),
         ("curate --rule threshold --min-logit nan", "--min-logit nan: must be a finite number"),
