@@ -103,16 +103,16 @@ class Host:
         if self._isolated:
             return [int(pid) for pid in _ip(f"netns pids {self._space}").split()]
         sessions = {process.pid for process in self._processes}
-        return [pid for pid, state, session in _process_table() if session in sessions and state != "Z"]
+        return [pid for pid, state, _, session in _process_table() if session in sessions and state != "Z"]
 
 
-def _process_table() -> Iterator[tuple[int, str, int]]:
-    """Process id, state and session of every process."""
+def _process_table() -> Iterator[tuple[int, str, int, int]]:
+    """Process id, state, parent and session of every process."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                yield int(entry.name), fields[0], int(fields[3])
+                yield int(entry.name), fields[0], int(fields[1]), int(fields[3])
 
 
 def _bridge() -> str:
@@ -284,6 +284,10 @@ class Demo:
         for host in reversed(self.hosts):
             with contextlib.suppress(DemoError):
                 host.remove()
+        for pid, _, parent, _ in _process_table():  # Ctrl-C in the middle of Popen leaves a child that no name has
+            if parent == os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _show(output: IO[str], name: str, log: Path) -> None:

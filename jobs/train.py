@@ -15,6 +15,7 @@ import ray.train
 from pydantic import BeforeValidator, Field
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dcgan.augment import POLICIES
 from dcgan.networks import NetworkConfig
@@ -203,7 +204,9 @@ def main(settings: TrainSettings) -> None:
         flush=True,
     )
     cores = int(ray.cluster_resources().get("CPU", 1)) // most if len(ray.nodes()) == 1 else 1  # type: ignore[no-untyped-call]
-    board = Board.remote()  # type: ignore[attr-defined]  # ray.remote's classes
+    # On the driver's own node: on another it would take the job along when that one is preempted.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray.remote's classes
     job = trainer.Job(
         data=data.url,
         selection=settings.selection,

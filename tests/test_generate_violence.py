@@ -491,7 +491,8 @@ class TestOneCluster:
 # --- A store that fails, with a Ray of the command's own: its workers have its environment ---
 
 
-@pytest.mark.parametrize("kills", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long  # test_line.py runs generate under the same faults, and drivers are killed above
+@pytest.mark.parametrize("kills", [0, 1])
 def test_a_failing_store_leaves_the_same_bytes_even_if_the_driver_is_killed_too(
     kills: int, proxy: FaultyProxy, bucket: Output, start: Start, expected: dict[str, bytes]
 ) -> None:
@@ -509,6 +510,7 @@ def test_a_failing_store_leaves_the_same_bytes_even_if_the_driver_is_killed_too(
     assert not kills or f"going on: {done} of {SHARDS}" in run.log()
 
 
+@pytest.mark.long  # the test of a full disk goes the same road, and the first answer's finality is held above
 def test_refused_credentials_half_way_end_the_job_and_the_next_start_does_only_the_rest(
     proxy: FaultyProxy, bucket: Output, start: Start, expected: dict[str, bytes]
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_driver_killed_at_random_moments(
     assert_same(output, undisturbed)
 
 
+@pytest.mark.long  # test_line.py ingests under the same faults; killed actors are the pool's, and generate's test's
 def test_actors_killed_and_a_failing_store(
     start: Start, undisturbed: dict[str, bytes], source: Path, s3: str, proxy: FaultyProxy
 ) -> None:
