@@ -66,14 +66,14 @@ class Exam:
     trained: str
     tested: str
     n_trained: int
-    right_N: np.ndarray  # by tested image: whether that counts for the measure
+    counted_N: np.ndarray  # bool by tested image; the measure is the share of True
     note: str
 
     def row(self, repeats: int, rng: np.random.Generator) -> Row:
-        size = len(self.right_N)
-        halves = [float(self.right_N[rng.permutation(size)[: size // 2]].mean()) for _ in range(repeats)]
+        size = len(self.counted_N)
+        halves = [float(self.counted_N[rng.permutation(size)[: size // 2]].mean()) for _ in range(repeats)]
         spread = float(np.std(np.array(halves), ddof=1))
-        value = float(self.right_N.mean())
+        value = float(self.counted_N.mean())
         return Row(self.measure, self.trained, self.tested, None, value, spread, self.n_trained, size, self.note)
 
 
