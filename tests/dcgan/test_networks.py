@@ -1,19 +1,21 @@
 """The networks' shapes, initial weights and limits: the paper's at any size, and Keras' variant layer by layer."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from dcgan.networks import IMAGE_SIZES, NETWORKS, NetworkConfig, build
+from dcgan.networks import IMAGE_SIZES, NETWORKS, JoinClass, NetworkConfig, Projection, build
 
 # extents and channels of the maps between latent and image, at width 4
 MAPS = {28: [(7, 8), (14, 4)], 32: [(4, 16), (8, 8), (16, 4)], 64: [(4, 32), (8, 16), (16, 8), (32, 4)]}
 MAPS[128] = [(4, 64), (8, 32), (16, 16), (32, 8), (64, 4)]
 SHAPES = [
     *itertools.product(["dcgan"], IMAGE_SIZES, (1, 3), (0, 5)),
+    *itertools.product(["cdcgan"], (28, 64), (1, 3), (0, 5)),
     *itertools.product(["keras"], (28,), (1, 3), (0, 5)),
     *itertools.product(["gan"], (28, 32), (1, 3), (0, 5)),
 ]
@@ -100,6 +102,46 @@ def test_batch_norm_is_everywhere_but_at_the_output_and_the_input() -> None:
     assert names == ["Conv2d", "LeakyReLU", *["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3]
     slopes = {layer.negative_slope for layer in discriminator.layers if isinstance(layer, nn.LeakyReLU)}
     assert slopes == {0.2}
+
+
+def test_the_cdcgan_is_the_papers_for_mnist() -> None:
+    """The shapes of Radford et al.'s mnist/train_cond_dcgan.py, but kernels of 4x4 for 5x5, and 512 units for 1,024."""
+    generator, discriminator = build(
+        NetworkConfig(network="cdcgan", image_size=28, channels=1, width=64, z_dim=100, num_classes=10)
+    )
+
+    def outline(layers: Iterable[nn.Module]) -> list[Any]:
+        return [
+            (type(layer).__name__, layer.linear.in_features, layer.shape) if isinstance(layer, Projection)
+            else (type(layer).__name__, *layer.weight.shape[:2]) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+            else type(layer).__name__
+            for layer in layers
+        ]  # fmt: skip
+
+    norm, join = "BatchNorm2d", "JoinClass"
+    assert outline([generator.project, *generator.layers]) == [
+        ("Projection", 100 + 10, (1, 1, 512)), norm, "ReLU",
+        ("Projection", 512 + 10, (7, 7, 128)), norm, "ReLU",
+        join, ("ConvTranspose2d", 128 + 10, 64), norm, "ReLU",
+        join, ("ConvTranspose2d", 64 + 10, 1), "Tanh",
+    ]  # fmt: skip
+    assert outline(discriminator.layers) == [
+        join, ("Conv2d", 64, 1 + 10), "LeakyReLU",
+        join, ("Conv2d", 128, 64 + 10), norm, "LeakyReLU",
+        ("Projection", 7 * 7 * 128 + 10, (1, 1, 512)), norm, "LeakyReLU",
+        join,
+    ]  # fmt: skip
+    assert discriminator.head.weight.shape == (1, 512 + 10)
+
+
+def test_the_class_is_joined_as_channels_of_zeros_and_ones() -> None:
+    join, maps = JoinClass(3), torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last)
+    joined = join(maps, torch.tensor([2, 0]))
+    assert joined.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(joined[:, :4], maps)
+    for row, label in enumerate((2, 0)):
+        assert torch.equal(joined[row, 4:], torch.eye(3)[label, :, None, None].expand(3, 5, 5))
+    assert not join(maps)[:, 4:].any()  # without a label
 
 
 def test_the_keras_network_is_keras_layer_by_layer() -> None:
@@ -207,7 +249,7 @@ def test_the_seed_decides_the_initial_weights() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "vae"}, "network is 'vae'; it must be one of dcgan, keras, gan"),
+        ({"network": "vae"}, "network is 'vae'; it must be one of dcgan, cdcgan, keras, gan"),
         ({"image_size": 48}, "image_size is 48; it must be one of 28, 32, 64, 128"),
         ({"image_size": 256}, "image_size is 256; it must be one of 28, 32, 64, 128"),
         ({"network": "keras", "image_size": 32}, "image_size is 32; the keras network makes 28x28 only"),

@@ -15,6 +15,7 @@ FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat
 CONFIGS = {
     "dcgan 28": NetworkConfig(image_size=28, channels=1, width=16, z_dim=100, num_classes=3),
     "dcgan 64": NetworkConfig(image_size=64, channels=3, width=8, z_dim=21),
+    "cdcgan": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=4, z_dim=100, num_classes=3),
     "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=100, num_classes=2),
     "gan": NetworkConfig(network="gan", image_size=28, channels=1, z_dim=100, num_classes=2),
 }
@@ -146,7 +147,7 @@ def test_the_number_of_threads_cannot_be_seen_in_the_bits(model: Model) -> None:
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("kind", ["dcgan 28", "keras", "gan"])
+@pytest.mark.parametrize("kind", ["dcgan 28", "cdcgan", "keras", "gan"])
 def test_the_label_is_the_images_own_and_decides_it(kind: str) -> None:
     model = make(CONFIGS[kind])
     sampler = Sampler(model, FLOAT, 8)
