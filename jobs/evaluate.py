@@ -249,10 +249,10 @@ def _print(rows: Sequence[Row], protocol: Mapping[str, Any], settings: EvaluateS
     print(f"evaluate: {counts} images; {kind['name']} ({kind['size']} features, {kind['digest'][:12]})")
     print(f"evaluate: {kind['what']}")
     print(f"evaluate: spread: {protocol['spread']}; seed {settings.seed}")
-    print(f"{'measure':<24}{'of':<9}{'against':<9}{'value':>11}{'spread':>11}{'n of':>9}{'n against':>11}")
+    print(f"{'measure':<24}{'of':<9}{'against':<9}{'value':>11}{'spread':>11}{'n of':>13}{'n against':>13}")
     for row in [row for row in rows if row.label is None]:
         value, spread = page.number(row.value), page.number(row.spread)
-        counts = f"{row.n_of:>9,}{row.n_against:>11,}"
+        counts = f"{row.n_of:>13,}{row.n_against:>13,}"
         print(f"{row.measure:<24}{row.of:<9}{row.against:<9}{value:>11}{spread:>11}{counts}  {row.note}".rstrip())
     if any(row.label is not None for row in rows):
         print(f"evaluate: class by class in {PAGE}")
