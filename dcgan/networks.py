@@ -71,13 +71,6 @@ class NetworkConfig:
         return 8 * self.width
 
 
-def _one_hot(label_B: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
-    """The class as one of `num_classes` numbers an image, all 0 where no label is given."""
-    if label_B is None:
-        return like.new_zeros(len(like), num_classes)
-    return nn.functional.one_hot(label_B, num_classes).to(like.dtype)
-
-
 class Projection(nn.Module):
     """The latent, or a map, joined with the class as one-hot, to a map that all of it went into."""
 
@@ -91,13 +84,14 @@ class Projection(nn.Module):
         if x.dim() == 4:
             x = x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory
         if self.num_classes:
-            x = torch.cat([x, _one_hot(label_B, self.num_classes, x)], 1)
+            assert label_B is not None, "a network with classes, and no labels"
+            x = torch.cat([x, nn.functional.one_hot(label_B, self.num_classes).to(x.dtype)], 1)
         map_BHWC: Tensor = self.linear(x).view(-1, *self.shape)
         return map_BHWC.permute(0, 3, 1, 2)  # a channels_last view
 
 
 class JoinClass(nn.Module):
-    """The class as one-hot channels behind a map's own, each the same at every place."""
+    """The class as one-hot channels behind a map's own, each the same at every place; all 0 where no label is given."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -105,7 +99,10 @@ class JoinClass(nn.Module):
 
     def forward(self, x: Tensor, label_B: Tensor | None = None) -> Tensor:
         batch, _, height, width = x.shape
-        class_BHWK = _one_hot(label_B, self.num_classes, x)[:, None, None].expand(batch, height, width, -1)
+        class_BK = x.new_zeros(batch, self.num_classes)
+        if label_B is not None:
+            class_BK = nn.functional.one_hot(label_B, self.num_classes).to(x.dtype)
+        class_BHWK = class_BK[:, None, None].expand(batch, height, width, -1)
         return torch.cat([x.permute(0, 2, 3, 1), class_BHWK], 3).permute(0, 3, 1, 2)  # channels_last, as it came
 
 

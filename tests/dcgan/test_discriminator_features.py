@@ -26,13 +26,13 @@ def naive(discriminator: Discriminator, images_NHWC: np.ndarray) -> np.ndarray:
     def keep(layer: nn.Module, given: tuple[Tensor, ...], map_NCHW: Tensor) -> None:
         maps.append(map_NCHW.numpy().copy())
 
-    for layer in discriminator.layers:
-        if isinstance(layer, Projection):  # behind it there are no convolutions
-            break
+    projections = [n for n, layer in enumerate(discriminator.layers) if isinstance(layer, Projection)]
+    layers = discriminator.eval().layers[: (projections or [None])[0]]  # behind one there are no convolutions
+    for layer in layers:
         if isinstance(layer, nn.LeakyReLU):
             layer.register_forward_hook(keep)
     with torch.no_grad():
-        discriminator.eval().layers(torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0)
+        layers(torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0)
     features = []
     for map_NCHW in maps:
         extent = map_NCHW.shape[2]
