@@ -54,7 +54,7 @@ def refused(done: CompletedProcess[str]) -> str:
         ),
         (
             "train --data {digits} --run {tmp}/run --workers 8",
-            "train: error: too few shards: 5 shards and a batch of 64 make 4 streams, which 8 workers cannot share; "
+            "train: error: too few shards: 5 shards and a batch of 128 make 4 streams, which 8 workers cannot share; "
             "use --workers 1, 2, 4, or ingest with a smaller --shard-size",
         ),
         (
