@@ -38,6 +38,7 @@ def rank_main(rank: int, folder: str) -> None:
             lengths.append([result["gradient_d"].item(), result["gradient_g"].item()])
         Path(folder, f"{name} {rank}.safetensors").write_bytes(model_files.to_bytes(training.state()))
         Path(folder, f"{name} {rank}.json").write_text(json.dumps(lengths))
+    distributed.barrier()  # a rank whose peer is gone before it leaves was seen to abort
     distributed.destroy_process_group()
 
 

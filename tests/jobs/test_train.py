@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs import generate, ingest, models, runs, train
 from jobs.settings import LostWorkError, UsageError
 from pipelines.storage import Folder
+from tests.conftest import digits_settings
 
 Train = Callable[..., None]
 SCALARS = (
@@ -33,9 +34,8 @@ def again(digits: Path, digits_run: Path, tmp_path: Path) -> tuple[Path, Train]:
     run = tmp_path / "run"
     shutil.copytree(digits_run, run)
     begun: dict[str, Any] = {
-        **train.TrainSettings.preset({"recipe": "digits28"}),
-        **{"width": 16, "batch_size": 64, "metric_images": 200, "data": str(digits), "run": str(run)},
-        **{"images": 2560, "tick": 1280, "workers": 2},
+        **digits_settings(),
+        **{"data": str(digits), "run": str(run), "images": 2560, "tick": 1280, "workers": 2},
     }
     return run, lambda **changes: train.main(train.TrainSettings(**{**begun, **changes}))
 
@@ -52,11 +52,11 @@ def test_a_run_leaves(digits_run: Path) -> None:
     """Two DDP workers, two ticks."""
     identity = json.loads((digits_run / "run.json").read_text())["identity"]
     assert identity["network"] == {
-        **{"network": "cdcgan", "image_size": 28, "channels": 1, "width": 16, "z_dim": 100, "num_classes": 10}
+        **{"network": "dcgan", "image_size": 28, "channels": 1, "width": 16, "z_dim": 100, "num_classes": 10}
     }
     assert identity["method"] == {
-        **{"loss": "log", "label_smoothing": 0.0, "clip": 0.01, "gradient_penalty": 10.0, "augment": ""},
-        **{"generator_lr": 4e-4, "discriminator_lr": 4e-4, "beta1": 0.5, "ema": 0.9995},
+        **{"loss": "log", "label_smoothing": 0.1, "clip": 0.01, "gradient_penalty": 10.0, "augment": ""},
+        **{"generator_lr": 5e-4, "discriminator_lr": 5e-4, "beta1": 0.5, "ema": 0.998},
         **{"sync_batch_norm": False, "compile": False},
     }
     stats = ticks(digits_run)
@@ -202,7 +202,7 @@ def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
     """A generator that does not learn: six ticks of five steps."""
     _, start = again
     run = tmp_path / "wrong"
-    start(run=str(run), network="dcgan", generator_lr=1e-9, discriminator_lr=2e-3, images=1920, tick=320)
+    start(run=str(run), generator_lr=1e-9, discriminator_lr=2e-3, images=1920, tick=320)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: warning: ")]
     strong = [line for line in told if line.startswith("train: warning: the discriminator is too strong: from ")]
     assert len(strong) == 1, ticks(run)
@@ -215,7 +215,7 @@ def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
 @pytest.mark.long  # tests/dcgan/test_ddp.py has two ranks without Ray
 def test_wasserstein_with_penalty_and_augmentation_on_two_workers(again: tuple[Path, Train], tmp_path: Path) -> None:
     _, start = again
-    run, new = tmp_path / "new", {"network": "dcgan", "loss": "wgan-gp", "augment": "color,translation,cutout"}
+    run, new = tmp_path / "new", {"loss": "wgan-gp", "label_smoothing": 0.0, "augment": "color,translation,cutout"}
     start(run=str(run), images=640, tick=320, **new)
     stats = ticks(run)
     assert [tick["images"] for tick in stats] == [320, 640]
@@ -225,7 +225,7 @@ def test_wasserstein_with_penalty_and_augmentation_on_two_workers(again: tuple[P
 def test_a_critic_has_no_target_to_smooth(again: tuple[Path, Train], tmp_path: Path) -> None:
     _, start = again
     with pytest.raises(UsageError) as error:
-        start(run=str(tmp_path / "new"), loss="wgan", label_smoothing=0.1)
+        start(run=str(tmp_path / "new"), loss="wgan")
     assert str(error.value) == "label_smoothing is 0.1; it must be 0 with loss wgan, which has no target"
 
 
