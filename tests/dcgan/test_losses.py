@@ -138,10 +138,9 @@ def test_the_penalty_is_taken_between_real_and_fake_images_at_places_that_the_se
     [
         NetworkConfig(image_size=28, channels=1, width=4, z_dim=6, num_classes=3),
         NetworkConfig(image_size=32, channels=3, width=2, z_dim=6),
-        NetworkConfig(network="cdcgan", image_size=28, channels=1, width=4, z_dim=6, num_classes=3),
         NetworkConfig(network="keras", image_size=28, channels=1, z_dim=6),  # has dropout
     ],
-    ids=["dcgan with classes", "dcgan", "cdcgan", "keras"],
+    ids=["dcgan with classes", "dcgan", "keras"],
 )
 def test_the_penalty_can_be_differentiated_by_the_weights_of_each_network(config: NetworkConfig) -> None:
     """Against differences of the penalty along its own gradient."""
@@ -158,9 +157,6 @@ def test_the_penalty_can_be_differentiated_by_the_weights_of_each_network(config
         torch.manual_seed(4)
         return gradient_penalty(discriminator, real, fake, label_B)
 
-    with torch.no_grad():  # at the start's small weights the slope is 0 but for rounding, and the penalty flat at 1
-        for weight in discriminator.parameters():
-            weight.mul_(8)
     here = penalty()
     here.backward()
     weights = [weight for weight in discriminator.parameters() if weight.grad is not None]

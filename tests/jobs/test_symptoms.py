@@ -39,7 +39,8 @@ def test_a_discriminator_that_is_too_strong() -> None:
     assert warnings(ticks({}, *[STRONG_D] * 3), "log") == [
         "the discriminator is too strong: from 40,000 to 80,000 images it told at least 98% of the real and of the "
         "fake images, which leaves the generator little to learn from; in a new --run try a lower --discriminator-lr, "
-        "--label-smoothing 0.1, --augment color,translation,cutout for a small dataset, or --loss wgan-gp"
+        "--label-smoothing 0.1, --augment color,translation,cutout for a small dataset, or --loss wgan-gp "
+        "(not with cdcgan)"
     ]
     for one_side in ({"real_accuracy": 1.0}, {"fake_accuracy": 1.0}, {**STRONG_D, "real_accuracy": STRONG - 0.001}):
         assert warnings(ticks(*[one_side] * 5), "log") == []
