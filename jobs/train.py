@@ -176,6 +176,11 @@ def main(settings: TrainSettings) -> None:
         raise UsageError("--sync-batch-norm: torch has it on GPUs only; leave it out on CPUs")
     default = _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
     fewest, most = bounds or (default, default)
+    if network.network == "cdcgan" and settings.batch_size < 2 * most:
+        raise UsageError(
+            f"--batch-size {settings.batch_size}: network cdcgan normalises over each worker's images and needs two of "
+            f"them; with {most} workers use {2 * most} or more, or fewer --workers"
+        )
     chosen, fingerprint = cluster.probe(pool, settings.precision)
     identity = {
         "data": index.root,

@@ -58,6 +58,11 @@ def refused(done: CompletedProcess[str]) -> str:
             "use --workers 1, 2, 4, or ingest with a smaller --shard-size",
         ),
         (
+            "train --data {digits} --run {tmp}/run --workers 2 --batch-size 2",
+            "train: error: --batch-size 2: network cdcgan normalises over each worker's images and needs two of them; "
+            "with 2 workers use 4 or more, or fewer --workers",
+        ),
+        (
             "generate --model {run} --output {tmp}/x --count 1e12 --shard-size 1000",
             "generate: error: count 1,000,000,000,000 in shards of 1,000 makes 1,000,000,000 shards, more than "
             "1,000,000; use a shard size of at least 1,000,000",
