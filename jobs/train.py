@@ -54,7 +54,7 @@ class TrainSettings(JobSettings):
     data: Url = Field("{root}/real", description="the dataset, as jobs/ingest.py makes one")
     selection: Url | None = Field(None, description="train on these of its images only: a file of jobs/curate.py")
     run: Url = Field("{root}/run", description="where the run goes: checkpoints, pictures, models")
-    recipe: str = Field("digits28", description="digits28, dcgan64, gan28, keras28, or a TOML file")
+    recipe: str = Field("digits28", description="digits28, dcgan64, emoji64, gan28, keras28, or a TOML file")
     images: Number = Field(300_000, ge=1, le=10**12, description="real images to train on in all, over all epochs")
     workers: WorkerRange | None = Field(
         None,

@@ -181,7 +181,10 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         ),
         ("ingest --source x --background whit", "--background whit: no colour 'whit'; write a CSS name or #rrggbb"),
         ("ingest --source x --resize tets", "--resize tets: must be 'crop', 'pad' or 'stretch'"),
-        ("train --recipe digits", "--recipe digits: there is dcgan64, digits28, gan28, keras28; or give a TOML file"),
+        (
+            "train --recipe digits",
+            "--recipe digits: there is dcgan64, digits28, emoji64, gan28, keras28; or give a TOML file",
+        ),
         ("curate", "--rule is required; see --help"),
         ("explore --what picture", "--what picture: must be 'all', 'features', 'backprop' or 'walks'"),
         ("curate --rule best", "--rule best: must be 'threshold', 'top' or 'drs'"),

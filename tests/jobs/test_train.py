@@ -230,12 +230,12 @@ def test_a_critic_has_no_target_to_smooth(again: tuple[Path, Train], tmp_path: P
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("recipe", ["keras28", "dcgan64"])
+@pytest.mark.parametrize("recipe", ["keras28", "dcgan64", "emoji64"])
 def test_recipes_train_and_generate(recipe: str, digits: Path, tmp_path: Path) -> None:
     """Two steps each on a fitting dataset, then eight images."""
     data, run, output = digits, tmp_path / "run", tmp_path / "synthetic"
     small: dict[str, Any] = {"width": 8, "batch_size": 16, "metric_images": 100, "images": 32, "workers": 2}
-    if recipe == "dcgan64":
+    if recipe.endswith("64"):
         data = tmp_path / "real"
         ingest.main(
             ingest.IngestSettings(
