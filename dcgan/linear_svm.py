@@ -53,15 +53,24 @@ def train(features_NF: np.ndarray, label_N: np.ndarray, c: float, seed: int) -> 
 
     One scale for all features: each divided by its own deviation, what is nearly constant (a corner's pixel) would be
     as loud as what tells. With 1,000 labels of MNIST that cost pixels 15.0 % for 13.9 %, and others nothing or little.
+
+    Of fewer images than features only their coordinates in the space that they span are looked at. The weights lie in
+    it, and the solver goes by inner products, which stay: the classifier is the same, and sooner there.
     """
     mean_F = features_NF.mean(0, dtype=np.float64)
     scaled_NF = features_NF - mean_F.astype(np.float32)
     scale = float(np.linalg.norm(scaled_NF)) / math.sqrt(scaled_NF.size) or 1.0
     scaled_NF /= np.float32(scale)
+    span_FN = None
+    if len(scaled_NF) < scaled_NF.shape[1]:
+        span_FN, upper_NN = np.linalg.qr(scaled_NF.T)
+        scaled_NF = np.ascontiguousarray(upper_NN.T)
     svm = LinearSVC(C=c, dual=True, tol=_TOLERANCE, max_iter=_MAX_ITER, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the error on unseen images judges it
         svm.fit(scaled_NF, label_N)
+    if span_FN is not None:
+        svm.coef_ = svm.coef_ @ span_FN.T
     return LinearClassifier(mean_F, scale, svm)
 
 

@@ -31,6 +31,21 @@ def test_the_error_is_that_of_scikit_learns_converged_primal(classes: int) -> No
     assert found == pytest.approx(expected, abs=0.006)  # of 500: the tolerance moves a few at the border
 
 
+def test_fewer_images_than_features_give_the_classifier_that_liblinear_finds_in_all_features() -> None:
+    rng = np.random.default_rng(5)
+    (train, label), (test, test_label) = blobs(60, 3, 0.4), blobs(500, 3, 0.4, seed=1)
+    turn_FG = np.linalg.qr(rng.normal(size=(200, 200)))[0][:12].astype(np.float32)
+    beside_the_span = rng.normal(size=(500, 200)).astype(np.float32)
+    train, test = train @ turn_FG, test @ turn_FG + beside_the_span
+    found = linear_svm.train(train, label, 1e-2, seed=0)
+    scaled = (train - train.mean(0)) / found.scale
+    exact = LinearSVC(C=1e-2, dual=True, tol=1e-8, max_iter=100_000, random_state=0).fit(scaled, label)
+    assert found.scale == pytest.approx(np.sqrt(train.var(0).mean()), rel=1e-5)
+    np.testing.assert_allclose(found.svm.coef_, exact.coef_, atol=0.02 * np.abs(exact.coef_).max())
+    expected = (exact.predict((test - train.mean(0)) / found.scale) != test_label).mean()
+    assert found.error(test, test_label) == pytest.approx(expected, abs=0.006)
+
+
 def test_all_features_are_divided_by_one_number() -> None:
     features_NF, label_N = blobs(100)
     features_NF[:, 0] = 7.0
