@@ -21,6 +21,7 @@ from dcgan.augment import POLICIES
 from dcgan.networks import NetworkConfig
 from dcgan.training import MethodConfig, check_fit
 from jobs import cluster, runs, trainer
+from jobs.board import Board, Post
 from jobs.progress import Progress
 from jobs.settings import Channels, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
 from pipelines import dataset, order, selection
@@ -128,27 +129,6 @@ class TrainSettings(JobSettings):
     def method(self) -> MethodConfig:
         """The method's own settings. Raises ValueError for a value that is not allowed."""
         return MethodConfig(**{field.name: getattr(self, field.name) for field in fields(MethodConfig)})
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Where rank 0 posts how far it is, and the driver reads it."""
-
-    def __init__(self) -> None:
-        self.post = trainer.Post(0, "", "")
-        self.starts = 0
-
-    def started(self) -> int:
-        """How often the workers have been started, this time included."""
-        self.starts += 1
-        return self.starts
-
-    def write(self, post: trainer.Post) -> None:
-        """Warnings stay until others come: the next post may be there before the driver looks."""
-        self.post = post._replace(warnings=post.warnings or self.post.warnings)
-
-    def read(self) -> trainer.Post:
-        return self.post
 
 
 def main(settings: TrainSettings) -> None:
@@ -286,7 +266,7 @@ def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
     over = threading.Event()
     told: set[str] = set()
 
-    def show(post: trainer.Post) -> None:
+    def show(post: Post) -> None:
         progress.update(max(post.images, saved), post.note)
         for warning in post.warnings:
             if warning not in told:
@@ -313,7 +293,7 @@ def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
         finally:
             over.set()
             watcher.join()
-        last: trainer.Post = ray.get(board.read.remote())
+        last: Post = ray.get(board.read.remote())
         show(last)
         if last.error:
             raise LostWorkError(last.error)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
@@ -22,6 +22,7 @@ from dcgan.networks import NetworkConfig
 from dcgan.sampling import Sampler
 from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
 from jobs import models, monitoring, runs, symptoms
+from jobs.board import Post
 from jobs.cluster import keep_freed_memory
 from pipelines import dataset, images, loader, selection
 from pipelines.order import Plan
@@ -31,15 +32,6 @@ POST_EVERY_S = 1.0
 LOOK_EVERY_S = 2.0  # for a node that is to be taken away: clouds give 30 s or more
 GRID_COLUMNS = 10
 GRID_SEED = 2**62  # far from the seeds that people generate from
-
-
-class Post(NamedTuple):
-    """How far rank 0 is; `error` says why training had to stop, `warnings` what looks wrong."""
-
-    images: int
-    note: str
-    error: str
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
