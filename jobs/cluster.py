@@ -78,6 +78,7 @@ def connect(workers: int | None, device: str, gpus_per_worker: float = 1.0, verb
     A process that is connected already stays so.
 
     Args:   workers: None for one a GPU, or one a CPU where there is no GPU.
+    Raises: LostWorkError if Ray does not start, or no cluster answers. UsageError for a GPU that is not there.
     """
     if not ray.is_initialized():
         _start(workers or 1, verbose)
@@ -115,16 +116,24 @@ def _start(workers: int, verbose: bool) -> None:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # its errors are raised too, and told in a line
         logging.getLogger("ray").setLevel(logging.ERROR)
         _quiet_core()
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, workers),  # more workers than cores are slow, not impossible
-            object_store_memory=256 << 20,
-            include_dashboard=False,
-            **quiet,
-        )
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(**quiet)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, workers),  # more workers than cores are slow, not impossible
+                object_store_memory=256 << 20,
+                include_dashboard=False,
+                **quiet,
+            )
+    except Exception as error:  # of many kinds; where its start takes longer than its 30 s, a plain Exception
+        what, todo = "Ray did not start on this machine", "mend that, or wait until the machine is less busy"
+        if address:
+            what, todo = f"no Ray cluster at RAY_ADDRESS={address}", "check the address and the token"
+        why = in_a_line(error).rstrip(".")
+        raise LostWorkError(f"{what}: {why}; {todo}; then start the same command again") from error
 
 
 def _quiet_core() -> None:

@@ -131,6 +131,16 @@ def test_no_credentials(s3: str, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_
     )
 
 
+def test_ray_that_does_not_start(digits: Path, job: Job, tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 100)  # sockets have names of at most 107 bytes
+    place.mkdir()
+    done = job("verify", "--dataset", digits, env={"RAY_TMPDIR": str(place)})
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("verify: error: Ray did not start on this machine: validate_socket_filename failed: ")
+    assert line.endswith("; mend that, or wait until the machine is less busy; then start the same command again")
+
+
 def test_endpoint_that_is_none(s3: str, job: Job) -> None:
     line = refused(job("verify", "--dataset", f"{s3}/real", env={"AWS_ENDPOINT_URL": "localhost:9000"}))
     assert line == "verify: error: AWS_ENDPOINT_URL is localhost:9000: not a URL; write http://localhost:9000"
