@@ -132,7 +132,7 @@ def test_several_nodes_make_the_same_bytes_as_one_worker(
         cluster.shutdown()
 
 
-@pytest.mark.long  # a cluster that was stopped goes on with one CPU in test_generate_violence.py
+@pytest.mark.long  # test_generate_violence.py goes on with one CPU after a stopped cluster; verify is on one only here
 def test_a_cluster_of_one_cpu_runs_to_the_end(undisturbed: Path, digits_run: Path, tmp_path: Path, job: Job) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 128 << 20})
     try:
