@@ -69,6 +69,6 @@ class Progress:
         if self.rate > 0:
             left = (self._total - self._done) / self.rate
             line += f", {self.rate:,.0f} a second" + (f", {tqdm.format_interval(left)} left" if left else "")
-        elif self._done < self._total:
+        elif self._moving is None and self._done < self._total:
             line += f", starting workers ({self.seconds:.0f} s)"
         print(f"{line}; {self._note}" if self._note else line, file=sys.stderr, flush=True)
