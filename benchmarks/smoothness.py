@@ -72,6 +72,11 @@ def main() -> None:
     parser.add_argument("--holdout", required=True, help="the dataset that is classified")
     parser.add_argument("--images", type=lambda text: int(float(text)), default=50_000, help="of each dataset")
     arguments = parser.parse_args()
+    for url in (*arguments.train, arguments.holdout):
+        index = dataset.open_sealed(Folder(url))
+        channels, classes = index.image_shape[2], len(index.classes or [])
+        if channels != 1 or not classes:
+            parser.error(f"{url}: {channels} channels and {classes} classes; give grey images with classes")
     tested_MHW, wanted_M = read(arguments.holdout, 10**9)
     classifier = NearestNeighbour(tested_MHW.reshape(len(tested_MHW), -1))
     components: Components | None = None
