@@ -67,7 +67,8 @@ clean: ## remove the environment
 # Hashes for everything that is fetched; the project itself is linked, not copied.
 define install_lock
 	@echo "installing $(1): about 5 GB with torch, some minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(1)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r $(1)
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # pip does it on one core, and forgives Python 2 too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 endef

@@ -23,7 +23,7 @@ CANARY = "canary-5d02-a-secret-of-the-environment"
 GENERATE = ("--count", COUNT, "--shard-size", 200)
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def token_head() -> Iterator[Head]:
     """A head node with token authentication, and secrets in its environment that must not get out."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-only-0123456789"}
@@ -54,6 +54,55 @@ def _contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+class TestSubmitted:
+    def test_three_lines_run_as_submitted_jobs_under_a_token(self, token_head: Head, tmp_path: Path) -> None:
+        request = urllib.request.Request(f"{token_head.dashboard}/api/jobs/", method="GET")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=10)
+
+        root = tmp_path / "root"
+        listing = _submit(token_head, "find", ".", "-size", "+1000k")
+        assert ".venv" not in listing
+        assert ".git/" not in listing
+        assert "ganmill-d" not in listing
+
+        assert "5,000 images" in _submit(token_head, "jobs/ingest.py", "--root", root, "--source", "digits")
+        trained = _submit(
+            token_head, "jobs/train.py", "--root", root, "--images", 2560, "--tick", 1280, "--width", 16, "--workers", 2
+        )
+        assert "best model" in trained
+        made = _submit(token_head, "jobs/generate.py", "--root", root, *GENERATE)
+        assert f"{COUNT:,} images" in made
+        assert dataset.open_sealed(Folder(str(root / "synthetic"))).samples == COUNT
+
+        # The secrets that head, workers and submitter had in their environment are in nothing that any of them wrote.
+        asked = {"Authorization": f"Bearer {token_head.env['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(request.full_url, headers=asked), timeout=10) as answer:
+            records = answer.read().decode()
+        assert "jobs/generate.py" in records
+        assert CANARY not in listing + trained + made + records
+        written = [path for place in (root, token_head.place) for path in place.rglob("*") if path.is_file()]
+        assert len(written) > 50
+        assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
+
+    def test_a_submitted_job_refuses_a_root_that_would_vanish(self, token_head: Head) -> None:
+        ray_cli = Path(sys.executable).parent / "ray"
+        done = subprocess.run(
+            [ray_cli, "job", "submit", "--address", token_head.dashboard, "--working-dir", ".", "--", "jobs/train.py"],
+            cwd=ROOT,
+            env=token_head.env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert (
+            "--root ganmill-data: a relative path would vanish with the submitted job's working directory"
+            in done.stdout
+        )
+
+
 @pytest.fixture(scope="module")
 def undisturbed(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every cluster must make too, byte for byte."""
@@ -61,54 +110,8 @@ def undisturbed(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     generate.main(
         generate.GenerateSettings(model=str(digits_run), output=str(output), count=COUNT, shard_size=200, workers=1)
     )
-    ray.shutdown()  # one cluster at a time; this file is the last that needs Ray
+    ray.shutdown()  # one cluster at a time
     return output
-
-
-def test_three_lines_run_as_submitted_jobs_under_a_token(token_head: Head, tmp_path: Path) -> None:
-    request = urllib.request.Request(f"{token_head.dashboard}/api/jobs/", method="GET")
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(request, timeout=10)
-
-    root = tmp_path / "root"
-    listing = _submit(token_head, "find", ".", "-size", "+1000k")
-    assert ".venv" not in listing
-    assert ".git/" not in listing
-    assert "ganmill-d" not in listing
-
-    assert "5,000 images" in _submit(token_head, "jobs/ingest.py", "--root", root, "--source", "digits")
-    trained = _submit(
-        token_head, "jobs/train.py", "--root", root, "--images", 2560, "--tick", 1280, "--width", 16, "--workers", 2
-    )
-    assert "best model" in trained
-    made = _submit(token_head, "jobs/generate.py", "--root", root, *GENERATE)
-    assert f"{COUNT:,} images" in made
-    assert dataset.open_sealed(Folder(str(root / "synthetic"))).samples == COUNT
-
-    # The secrets that head, workers and submitter had in their environment are in nothing that any of them wrote.
-    asked = {"Authorization": f"Bearer {token_head.env['RAY_AUTH_TOKEN']}"}
-    with urllib.request.urlopen(urllib.request.Request(request.full_url, headers=asked), timeout=10) as answer:
-        records = answer.read().decode()
-    assert "jobs/generate.py" in records
-    assert CANARY not in listing + trained + made + records
-    written = [path for place in (root, token_head.place) for path in place.rglob("*") if path.is_file()]
-    assert len(written) > 50
-    assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
-
-
-def test_a_submitted_job_refuses_a_root_that_would_vanish(token_head: Head) -> None:
-    ray_cli = Path(sys.executable).parent / "ray"
-    done = subprocess.run(
-        [ray_cli, "job", "submit", "--address", token_head.dashboard, "--working-dir", ".", "--", "jobs/train.py"],
-        cwd=ROOT,
-        env=token_head.env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "--root ganmill-data: a relative path would vanish with the submitted job's working directory" in done.stdout
 
 
 @pytest.mark.parametrize("nodes", [pytest.param(2, marks=pytest.mark.long), 3])

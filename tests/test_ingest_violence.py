@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.storage import Folder
 from tests.faults import RATES, FaultyProxy
-from tests.processes import Run, until, workers
+from tests.processes import Run, cluster_of, until, workers
 
 IMAGES, TARS, SHARD_SIZE = 360, 6, 24
 FLAGS = ("--image-size", 64, "--shard-size", SHARD_SIZE, "--holdout", 0.2, "--dedupe", "near", "--workers", 2)
@@ -108,18 +108,19 @@ def test_a_driver_killed_at_random_moments(
         ("out/manifest", rng.randrange(1, shards)),
         ("out-holdout/manifest", 1),
     ]
-    for folder, count in moments[-kills:]:
+    with cluster_of(2):
+        for folder, count in moments[-kills:]:
+            run = start(output)
+
+            def reached(folder: str = folder, count: int = count, run: Run = run) -> bool:
+                assert run.process.poll() is None, run.log()
+                return len(list((tmp_path / folder).glob("0*.parquet"))) >= count
+
+            until(reached, f"{count} files in {folder}")
+            run.kill()
+            run.end()
         run = start(output)
-
-        def reached(folder: str = folder, count: int = count, run: Run = run) -> bool:
-            assert run.process.poll() is None, run.log()
-            return len(list((tmp_path / folder).glob("0*.parquet"))) >= count
-
-        until(reached, f"{count} files in {folder}")
-        run.kill()
-        run.end()
-    run = start(output)
-    run.wait()
+        run.wait()
     assert_same(output, undisturbed)
 
 

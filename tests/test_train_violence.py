@@ -95,53 +95,60 @@ def assert_comparable(place: str | Path, expected: Path) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
-def test_a_killed_rank_and_then_a_killed_driver_leave_the_same_weights(
-    start: Start, undisturbed: Path, tmp_path: Path
-) -> None:
-    place = tmp_path / "run"
-    run = start(place, "--workers", 2)
-    until_saved(place, 2 * TICK, run)
-    ranks = workers(psutil.Process(run.process.pid), "RayTrainWorker")
-    assert len(ranks) == 2
-    ranks[1].kill()  # Ray starts both anew, from the newest checkpoint
-    until_saved(place, 4 * TICK, run)
-    assert {rank.pid for rank in workers(psutil.Process(run.process.pid), "RayTrainWorker")}.isdisjoint(
-        rank.pid for rank in ranks
-    )
-    run.kill()
-    run.end()
-    assert max(saved(place)) < IMAGES
-    run = start(place, "--workers", 2)
-    run.wait()
-    assert "; going on after " in run.log()
-    assert_equal(place, undisturbed)
+@pytest.fixture(scope="class")
+def one_cluster(undisturbed: Path) -> Iterator[None]:
+    """Of two CPUs; the undisturbed run had a Ray of its own."""
+    with cluster_of(2):
+        yield
 
 
-@pytest.mark.parametrize("on", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_an_exception_in_a_rank_ends_the_job_and_the_same_command_goes_on(
-    on: bool, start: Start, undisturbed: Path, digits: Path, tmp_path: Path
-) -> None:
-    """A shard that cannot be read, and that the last stream needs in the middle of the epoch."""
-    plan = order.make_plan((1000,) * 5, BATCH, 64, seed=0)
-    number = order.spans(plan, 0, plan.streams - 1)[-1].shard
-    place, shard = tmp_path / "run", digits / "shards" / f"{number:06d}.tar"
-    hidden = shard.rename(shard.with_suffix(".hidden"))
-    try:
-        run = start(place, "--workers", 2, "--max-failures", int(on))
-        run.wait(status=1)
-    finally:
-        hidden.rename(shard)
-    assert f"shards/{shard.name}" in run.error()
-    assert "--max-failures are used up" in run.error()
-    assert "What is saved stays; the same command goes on from there" in run.error()
-    run.end()
-    assert 0 < max(saved(place)) < IMAGES
-    if on:
+@pytest.mark.usefixtures("one_cluster")
+class TestOneCluster:
+    def test_a_killed_rank_and_then_a_killed_driver_leave_the_same_weights(
+        self, start: Start, undisturbed: Path, tmp_path: Path
+    ) -> None:
+        place = tmp_path / "run"
+        run = start(place, "--workers", 2)
+        until_saved(place, 2 * TICK, run)
+        ranks = workers(psutil.Process(), "RayTrainWorker")
+        assert len(ranks) == 2
+        ranks[1].kill()  # Ray starts both anew, from the newest checkpoint
+        until_saved(place, 4 * TICK, run)
+        assert {rank.pid for rank in workers(psutil.Process(), "RayTrainWorker")}.isdisjoint(rank.pid for rank in ranks)
+        run.kill()
+        run.end()
+        assert max(saved(place)) < IMAGES
         run = start(place, "--workers", 2)
         run.wait()
+        assert "; going on after " in run.log()
         assert_equal(place, undisturbed)
 
+    @pytest.mark.parametrize("on", [False, pytest.param(True, marks=pytest.mark.long)])
+    def test_an_exception_in_a_rank_ends_the_job_and_the_same_command_goes_on(
+        self, on: bool, start: Start, undisturbed: Path, digits: Path, tmp_path: Path
+    ) -> None:
+        """A shard that cannot be read, and that the last stream needs in the middle of the epoch."""
+        plan = order.make_plan((1000,) * 5, BATCH, 64, seed=0)
+        number = order.spans(plan, 0, plan.streams - 1)[-1].shard
+        place, shard = tmp_path / "run", digits / "shards" / f"{number:06d}.tar"
+        hidden = shard.rename(shard.with_suffix(".hidden"))
+        try:
+            run = start(place, "--workers", 2, "--max-failures", int(on))
+            run.wait(status=1)
+        finally:
+            hidden.rename(shard)
+        assert f"shards/{shard.name}" in run.error()
+        assert "--max-failures are used up" in run.error()
+        assert "What is saved stays; the same command goes on from there" in run.error()
+        run.end()
+        assert 0 < max(saved(place)) < IMAGES
+        if on:
+            run = start(place, "--workers", 2)
+            run.wait()
+            assert_equal(place, undisturbed)
 
+
+@pytest.mark.long  # test_line.py trains under the same faults, and a killed driver is above
 def test_a_failing_store_and_a_crash_while_a_checkpoint_is_sent_leave_the_same_weights(
     start: Start, undisturbed: Path, digits: Path, s3: str, proxy: FaultyProxy
 ) -> None:
@@ -152,15 +159,16 @@ def test_a_failing_store_and_a_crash_while_a_checkpoint_is_sent_leave_the_same_w
         return method == "PUT" and third in path
 
     proxy.kinds, proxy.where, proxy.stall_s = {"stall": 1.0}, where, 100.0
-    run = start(place, "--workers", 2)
-    until(lambda: proxy.counts["stall"] > 0, "the third checkpoint is being sent")
-    run.end()
-    proxy.kinds, proxy.where, proxy.stall_s = RATES, lambda method, path: True, 0.5
-    assert saved(place) == [TICK, 2 * TICK]
-    run = start(place, "--workers", 2)
-    run.wait()
-    assert f"; going on after {2 * TICK:,} images" in run.log()
-    assert sum(proxy.counts.values()) > 10, proxy.counts
+    with cluster_of(2):
+        run = start(place, "--workers", 2)
+        until(lambda: proxy.counts["stall"] > 0, "the third checkpoint is being sent")
+        run.end()
+        proxy.kinds, proxy.where, proxy.stall_s = RATES, lambda method, path: True, 0.5
+        assert saved(place) == [TICK, 2 * TICK]
+        run = start(place, "--workers", 2)
+        run.wait()
+        assert f"; going on after {2 * TICK:,} images" in run.log()
+        assert sum(proxy.counts.values()) > 10, proxy.counts
     proxy.kinds = {}
     assert_equal(place, undisturbed)
 

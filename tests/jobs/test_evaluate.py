@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from dcgan.quality import Sums, frechet_distance
-from jobs import evaluate, gather, ingest
+from jobs import evaluate, gather
 from jobs.cluster import Pool
 from jobs.settings import LostWorkError, UsageError
 from pipelines import dataset, images, loader
 from pipelines.dataset import DatasetError
+from pipelines.shards import Sample
 from pipelines.storage import Folder
 
 FIDELITY = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
@@ -51,20 +51,25 @@ Tiny = Callable[..., Path]
 @pytest.fixture(scope="module")
 def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A dataset of 30 pictures of noise, of two classes, in 3 shards. Made once a name; not to be changed."""
-    tmp_path = tmp_path_factory.mktemp("tiny")
+    place = tmp_path_factory.mktemp("tiny")
 
     @functools.cache
     def make(name: str, seed: int, *, size: int = 28, count: int = 30, classes: tuple[str, ...] = ("a", "b")) -> Path:
-        rng = np.random.default_rng(seed)
-        for number in range(count):
-            folder = tmp_path / f"{name}-source" / (classes[number % len(classes)] if classes else "")
-            folder.mkdir(parents=True, exist_ok=True)
-            noise = rng.integers(0, 256, (size, size), np.uint8)
-            Image.fromarray(noise // 4 + 64 * (number % 2)).save(folder / f"{number}.png")
-        output = tmp_path / name
-        source = {"source": str(tmp_path / f"{name}-source"), "image_size": size, "channels": 1, "shard_size": 10}
-        ingest.main(ingest.IngestSettings(**source, output=str(output), workers=1))
-        return output
+        rng, folder = np.random.default_rng(seed), Folder(str(place / name))
+        identity = {
+            **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": 1},
+            **{"classes": list(classes) or None, "image": {"format": "png"}, "arithmetic": {}},
+        }
+        dataset.claim(folder, identity, {})
+        records = {}
+        for shard in range(dataset.num_shards(identity)):
+            samples = []
+            for number in dataset.shard_range(identity, shard):
+                noise = rng.integers(0, 256, (size, size, 1), np.uint8) // 4 + 64 * (number % 2)  # dark, bright
+                samples.append(Sample(number, images.encode(noise), number % 2 if classes else None))
+            records[shard] = dataset.commit(folder, shard, "ingest", samples, {"source": ["x"] * len(samples)})
+        dataset.seal(folder, identity, records, {})
+        return place / name
 
     return make
 

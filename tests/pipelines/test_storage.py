@@ -352,7 +352,7 @@ class TestOnObjectStores:
     def test_every_call_outlasts_a_store_that_fails_twice(
         self, scheme: str, kind: str, request: pytest.FixtureRequest, point_at: PointAt
     ) -> None:
-        """As on S3, where tests/test_generate_violence.py has it. Unlike there a cut goes to uploads' answers too."""
+        """As on S3, where test_storage_faults.py has it. Unlike there a cut goes to uploads' answers too."""
         base, server = request.getfixturevalue(scheme), request.getfixturevalue(f"{scheme}_server")
         Folder(f"{base}/x").write("b", b"22" * 50)
         with FaultyProxy(server, stall_s=30.0) as proxy:
