@@ -33,6 +33,16 @@ def read(url: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(images)[:count, :, :, 0].astype(np.float32) / 255, np.concatenate(labels)[:count]
 
 
+def classes_of(parser: argparse.ArgumentParser, *urls: str) -> list[str]:
+    """Those of the first of these datasets. Ends the program if one of them has other than grey images with classes."""
+    indexes = [dataset.open_sealed(Folder(url)) for url in urls]
+    for url, index in zip(urls, indexes, strict=True):
+        channels, classes = index.image_shape[2], len(index.classes or [])
+        if channels != 1 or not classes:
+            parser.error(f"{url}: {channels} channels and {classes} classes; give grey images with classes")
+    return list(indexes[0].classes or [])
+
+
 def blurred(images_NHW: np.ndarray, sigma: float) -> np.ndarray:
     """Beyond the edges it is black."""
     return np.stack([cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT) for image in images_NHW])
@@ -72,11 +82,7 @@ def main() -> None:
     parser.add_argument("--holdout", required=True, help="the dataset that is classified")
     parser.add_argument("--images", type=lambda text: int(float(text)), default=50_000, help="of each dataset")
     arguments = parser.parse_args()
-    for url in (*arguments.train, arguments.holdout):
-        index = dataset.open_sealed(Folder(url))
-        channels, classes = index.image_shape[2], len(index.classes or [])
-        if channels != 1 or not classes:
-            parser.error(f"{url}: {channels} channels and {classes} classes; give grey images with classes")
+    classes_of(parser, *arguments.train, arguments.holdout)
     tested_MHW, wanted_M = read(arguments.holdout, 10**9)
     classifier = NearestNeighbour(tested_MHW.reshape(len(tested_MHW), -1))
     components: Components | None = None
