@@ -68,6 +68,13 @@ def job() -> Job:
     return call
 
 
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a command that ended with status 2."""
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    return line
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests that call a command's main()."""

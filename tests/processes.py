@@ -27,13 +27,6 @@ def until(condition: Callable[[], bool], what: str, within_s: float = 120.0) -> 
         time.sleep(0.003)
 
 
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a command that ended with status 2."""
-    assert done.returncode == 2, done.stderr
-    [line] = done.stderr.splitlines()
-    return line
-
-
 class Run:
     """A command as a process in a session of its own, by which all that it starts can be found."""
 

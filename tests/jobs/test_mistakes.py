@@ -10,8 +10,7 @@ import pytest
 
 from jobs import curate, evaluate, explore, generate, ingest, train, verify
 from jobs.settings import JobSettings, UsageError, load
-from tests.conftest import Job
-from tests.processes import refused
+from tests.conftest import Job, refused
 
 COMMANDS: dict[str, type[JobSettings]] = {
     "ingest": ingest.IngestSettings,

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Job
-from tests.processes import refused
+from tests.conftest import Job, refused
 
 
 @pytest.mark.parametrize(
