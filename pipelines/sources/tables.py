@@ -61,12 +61,12 @@ class ParquetSource(Source):
         return [self.classes[value] if value is not None and 0 <= value < known else None for value in values]
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
-        group, first, column = -1, 0, None
+        place, first, column = "", 0, None  # of the row group that is held
         for item in items:
-            file = self._file(item.place)
-            while column is None or not first <= item.offset < first + len(column):
+            if column is None or item.place != place or not first <= item.offset < first + len(column):
+                file = self._file(item.place)
                 group, first = _find(file.metadata, item.offset)
-                column = self._read_group(file, item.place, group)
+                place, column = item.place, self._read_group(file, item.place, group)
             value = column[item.offset - first].as_py()
             data = value.get("bytes") if isinstance(value, dict) else value
             if not data:

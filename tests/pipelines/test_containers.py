@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import resource
 import tarfile
 from collections.abc import Callable
@@ -241,6 +242,18 @@ class TestParquet:
         assert source.classes == ["0", "1"]
         assert listed(source) == {f"a.parquet#{n}": (n % 2, PNG[n]) for n in range(10)}
         assert {item.block for item in source._items} == {"a.parquet#0", "a.parquet#1", "a.parquet#2"}
+
+    @pytest.mark.parametrize("order", [0, 1, 2, 3])
+    def test_rows_of_several_files_in_any_order_are_those_of_their_own_file(self, order: int, tmp_path: Path) -> None:
+        """As a shard's worth has them: the blocks of other files between, at the same rows."""
+        for file in range(4):
+            rows = range(3 * file, 3 * file + 3)
+            table = pa.table({"image": [PNG[n] for n in rows], "label": [str(n) for n in rows]})
+            pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=3 - order % 3)
+        source = open_source(str(tmp_path))
+        items = list(source._items)
+        random.Random(order).shuffle(items)
+        assert list(source._source.read(items)) == [PNG[int(item.label or "")] for item in items]
 
     def test_what_hugging_face_writes(self, tmp_path: Path) -> None:
         features = Features({"picture": HfImage(), "kind": ClassLabel(names=["cat", "dog", "unseen"])})
