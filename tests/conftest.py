@@ -12,6 +12,7 @@ import pytest
 import ray
 from adlfs import AzureBlobFileSystem
 from gcsfs.core import GCSFileSystem
+from hypothesis import HealthCheck, Phase, settings
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from xdist.scheduler import LoadScopeScheduling
@@ -27,6 +28,22 @@ WITHOUT_RAY = (
     *(f"infra/test_{name}.py" for name in PLAIN_INFRA),
 )
 Job = Callable[..., subprocess.CompletedProcess[str]]
+
+# Property tests. The suite's examples are the same each time; `pytest --hypothesis-profile=long` looks at others, and
+# at more. No example outlives a run in a database: what fails is printed, and belongs into a test of its own.
+settings.register_profile(
+    "suite",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("long", parent=settings.get_profile("suite"), max_examples=500, derandomize=False)
+# For tests/pipelines/test_property_mutations.py: the suite's examples, and the first that fails is enough.
+settings.register_profile("first", parent=settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
+settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
