@@ -196,8 +196,8 @@ class Journal:
         with contextlib.suppress(OSError):
             for name in self._names:
                 self._folder.delete(f"journal/{name}")
-            if self._names:
-                self._folder.remove("journal")
+            self._folder.sweep("journal")
+            self._folder.remove("journal")
 
 
 def discard(folder: Folder, name: str) -> None:
@@ -205,6 +205,7 @@ def discard(folder: Folder, name: str) -> None:
     with contextlib.suppress(OSError):
         for file in folder.list(name):
             folder.delete(f"{name}/{file}")
+        folder.sweep(name)
         folder.remove(name)
 
 

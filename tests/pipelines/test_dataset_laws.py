@@ -41,17 +41,24 @@ class Killed(BaseException):
 
 
 class _Death:
-    """Counts the calls that may change a folder, of `left` of which each is let through, and no other after them."""
+    """Counts the calls that may change a folder: `left` of them are let through, and none after them.
+
+    Where the first that is not would open a file, it may come as far as to make it, or to empty an older one.
+    """
 
     def __init__(self) -> None:
         self.folder, self.left = "", 0
-        self.hooked = False
+        self.opens = self.hooked = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         writes = event in WRITING or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
         if self.folder and writes and str(arguments[0]).startswith(self.folder):
             self.left -= 1
             if self.left < 0:
+                if event == "open" and self.left == -1 and self.opens:
+                    self.folder, folder = "", self.folder
+                    Path(arguments[0]).write_bytes(b"")
+                    self.folder = folder
                 raise Killed
 
 
@@ -59,12 +66,12 @@ _death = _Death()
 
 
 @contextmanager
-def killed_after(folder: str, calls: int) -> Iterator[None]:
-    """Run a block that ends, and what calls it goes on, when it has changed what lies below `folder` so many times."""
+def killed_after(folder: str, calls: int, opens: bool) -> Iterator[None]:
+    """Run a block until it has changed what lies below `folder` so many times; then go on behind it."""
     if not _death.hooked:
         sys.addaudithook(_death)  # for good: Python cannot take one off
         _death.hooked = True
-    _death.folder, _death.left = folder, calls
+    _death.folder, _death.left, _death.opens = folder, calls, opens
     try:
         yield
     except Killed:
@@ -155,12 +162,12 @@ class Laws(RuleBasedStateMachine):
         self.lost.clear()
         assert content(self.folder) == undisturbed(count)
 
-    @rule(more=st.integers(0, 4), calls=st.integers(0, 50))
-    def a_job_is_killed(self, more: int, calls: int) -> None:
+    @rule(more=st.integers(0, 4), calls=st.integers(0, 50), opens=st.booleans())
+    def a_job_is_killed(self, more: int, calls: int, opens: bool) -> None:
         count = (self.count or 1) + more
         self.tried.add(count)
         had = self.parts()
-        with killed_after(self.folder.url, calls), suppress(CorruptError, MissingError):
+        with killed_after(self.folder.url, calls, opens), suppress(CorruptError, MissingError):
             work(self.folder, count)
         claimed = self.folder.exists(dataset.CLAIM) and dataset.read_claim(self.folder)["identity"]["count"]
         assert claimed in (self.count or 0, count)

@@ -29,7 +29,7 @@ from pipelines.shards import Sample, ShardError
 from pipelines.sources import Item
 from pipelines.sources.tars import read_pieces
 from pipelines.storage import Folder, StorageError
-from tests.pipelines.pictures import SealedPile, make, pixels, png, scratch, sealed_piles
+from tests.pipelines.pictures import SealedPile, commit, make, pixels, png, scratch, sealed_piles
 
 REFUSALS = (CorruptError, DatasetError, PartError, ShardError, StorageError)
 ON_S3 = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -66,6 +66,15 @@ def test_a_shard_is_the_tar_that_tarfile_writes_and_its_samples_come_back(its: l
         assert sha256 == hashlib.sha256(sample.image).digest()
     with tarfile.open(fileobj=io.BytesIO(packed.data)) as tar:
         assert [m.offset_data for m in tar if not m.name.endswith(".cls")] == packed.offset
+
+
+@given(samples, st.integers(1, 3), st.integers(0, 20_000), st.integers(1, 255))
+def test_a_shard_ends_at_its_end(its: list[Sample], records: int, at: int, byte: int) -> None:
+    more = bytearray(records * tarfile.RECORDSIZE)
+    assert list(shards.unpack(shards.pack(its, "png").data + more, "x")) == its
+    more[at % len(more)] = byte
+    with pytest.raises(ShardError):
+        list(shards.unpack(shards.pack(its, "png").data + more, "x"))
 
 
 @given(samples, st.integers(0, 10**6), st.data())
@@ -241,7 +250,9 @@ def test_a_dataset_holds_what_was_put_in_and_each_row_is_a_range_read(pile: Seal
 # Any change of any file of a sealed dataset.
 
 
-@given(sealed_piles, st.sampled_from(("flip", "cut", "longer", "emptied", "deleted", "of another")), st.data())
+@given(
+    sealed_piles, st.sampled_from(("flip", "cut", "longer", "emptied", "deleted", "of another", "one more")), st.data()
+)
 def test_verify_refuses_any_change_of_any_file(pile: SealedPile, change: str, data: st.DataObject) -> None:
     with scratch() as root:
         folder = Folder(f"{root}/one")
@@ -264,6 +275,8 @@ def test_verify_refuses_any_change_of_any_file(pile: SealedPile, change: str, da
         assume(after != before)
         if change == "deleted":
             folder.delete(name)
+        elif change == "one more":
+            folder.write(data.draw(st.sampled_from(("shards/999999.tar", "manifest/999999.parquet"))), before)
         else:
             folder.write(name, after)
         with pytest.raises(REFUSALS) as caught:
@@ -271,8 +284,20 @@ def test_verify_refuses_any_change_of_any_file(pile: SealedPile, change: str, da
         assert folder.url in str(caught.value)
 
 
-def swapped(items: list[Any], one: int, other: int) -> None:
-    items[one], items[other] = items[other], items[one]
+@given(sealed_piles, st.sampled_from(("record", "tar", "part")), st.data())
+def test_no_seal_without_all_shards(pile: SealedPile, gone: str, data: st.DataObject) -> None:
+    with scratch() as root:
+        folder = Folder(str(root))
+        dataset.claim(folder, pile.identity, {})
+        records = {shard: commit(folder, pile, shard) for shard in range(dataset.num_shards(pile.identity))}
+        shard = data.draw(st.sampled_from(sorted(records)), "shard")
+        if gone == "record":
+            del records[shard]
+        else:
+            folder.delete(getattr(records[shard], gone))
+        with pytest.raises(CorruptError):
+            dataset.seal(folder, pile.identity, records, {})
+        assert dataset.SEAL not in folder.list()
 
 
 @given(sealed_piles, st.data())
@@ -300,8 +325,12 @@ def resealed(folder: Folder, pile: SealedPile, shard: int, tar: bytes, part: byt
     dataset.seal(folder, pile.identity, records, {"README.md": b"pictures\n"})
 
 
-def swap(column: str) -> Callable[[dict[str, list[Any]], list[Sample], int, int], None]:
-    return lambda rows, samples, one, other: swapped(rows[column], one, other)
+def swap(*columns: str) -> Callable[[dict[str, list[Any]], list[Sample], int, int], None]:
+    def change(rows: dict[str, list[Any]], samples: list[Sample], one: int, other: int) -> None:
+        for column in columns:
+            rows[column][one], rows[column][other] = rows[column][other], rows[column][one]
+
+    return change
 
 
 def nudge(column: str, by: int) -> Callable[[dict[str, list[Any]], list[Sample], int, int], None]:
@@ -338,6 +367,7 @@ DISAGREEMENTS = {
     "two labels of the part are swapped": swap("label"),
     "two offsets": swap("offset"),
     "two hashes": swap("sha256"),
+    "two offsets and their hashes": swap("offset", "sha256"),
     "two keys": swap("key"),
     "two indices": swap("index"),
     "an offset is one too high": nudge("offset", 1),
@@ -388,7 +418,7 @@ def rewritten(part: bytes, rows: dict[str, list[Any]]) -> bytes:
     return sink.getvalue()
 
 
-@pytest.mark.parametrize("what", ["index", "label", "no label", "size", "no image", "short"])
+@pytest.mark.parametrize("what", ["index", "label", "no label", "size", "no image", "short", "twice"])
 @settings(max_examples=6)
 @given(data=st.data(), pile=sealed_piles)
 def test_readers_refuse_a_sample_that_no_shard_of_the_dataset_can_hold(
@@ -410,6 +440,7 @@ def test_readers_refuse_a_sample_that_no_shard_of_the_dataset_can_hold(
             "size": [dataclasses.replace(sample, image=images.encode(pixels(0, 8, 9)))],
             "no image": [dataclasses.replace(sample, image=b"no image")],
             "short": [],
+            "twice": [sample, sample],
         }[what]
         tar = shards.pack(its, "png").data
         folder.write(record.tar, tar)
@@ -503,6 +534,8 @@ def test_the_global_batches_are_the_same_for_every_world_and_each_sample_comes_a
             seen = Counter(one for its in whole[first : first + epoch] for one in its)
             assert seen <= put
         assert len(there) - batch * epoch < batch + plan.streams
+        if chosen is None and min(plan.window, plan.stream_length) >= 8 and len(steps) == 2 * epoch:
+            assert whole[:epoch] != whole[epoch:]
         world = data.draw(st.integers(1, plan.streams), "world")
         assert load(folder, index, plan, world, steps) == whole
         start = data.draw(st.integers(0, len(steps) - 1), "start")
