@@ -27,7 +27,10 @@ from dcgan import arithmetic
 from dcgan.arithmetic import Arithmetic
 from jobs import monitoring
 from jobs.settings import LostWorkError, UsageError
+from pipelines.dataset import CorruptError
+from pipelines.sources import SourceError
 
+DAMAGE = (CorruptError, SourceError)  # of data that a worker read
 # Blocks are the plan's unit of scheduling; more of them cost the driver memory, fewer cost the user progress.
 MAX_BLOCKS = 10_000
 # A poisoned shard shall not hide the good ones behind it; a poisoned job shall not go on for a million shards.
@@ -61,7 +64,7 @@ class Done:
     shard: int
     result: dict[str, Any]
     error: str  # empty if it went well; else one line
-    trace: str
+    trace: str  # empty also where the line says all: data is damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,5 +262,5 @@ class _Actor:
             result = self._ready(shard)
         except Exception as problem:  # the boundary to Ray: whatever it was, it is told by shard and fails the job
             error = f"{type(problem).__name__}: {problem}"
-            trace = traceback.format_exc()
+            trace = "" if isinstance(problem, DAMAGE) else traceback.format_exc()
         return {"shard": [shard], "result": [json.dumps(result)], "error": [error], "trace": [trace]}

@@ -26,6 +26,8 @@ from pipelines.manifest import Reject
 from pipelines.sources import Choice, Item, Source
 from pipelines.storage import Folder, StorageError, normalise
 
+MOST_KINDS = 20  # of what was ignored, in the line that tells of it; dataset.json has all
+
 
 def _colour(name: str) -> str:
     images.colour(name)
@@ -118,7 +120,7 @@ def main(settings: IngestSettings) -> None:
     relabel = _read_relabel(settings.relabel)
     with tempfile.TemporaryDirectory(prefix="ganmill-ingest-") as scratch:
         kept, held = catalogue.draw_up(
-            _relabelled(source.items(), relabel, settings),
+            _relabelled(source, relabel, settings),
             settings.source,
             _declared(source, relabel),
             settings.labels == "auto",
@@ -126,6 +128,12 @@ def main(settings: IngestSettings) -> None:
             settings.holdout,
             Path(scratch),
         )
+        found, left_out = len(kept) + len(held or ()), sum(source.tally.ignored.values())
+        if source.tally.listed != found + left_out:
+            raise LostWorkError(
+                f"{settings.source}: {source.tally.listed:,} listed, but {found:,} images and {left_out:,} ignored: "
+                "some are lost without a word, which is a fault of ganmill's; please report it"
+            )
         _make(settings, origin, source, relabel, kept, held)
 
 
@@ -138,6 +146,7 @@ def _make(
     held: Catalogue | None,
 ) -> None:
     """Claim, compare if asked, take and seal: the dataset, and the holdout after it."""
+    listing = {"listed": source.tally.listed, "ignored": source.tally.ignored}
     outputs = [settings.output, settings.holdout_output or f"{settings.output}-holdout"]
     parts = []
     for output, part in zip(outputs, (kept, held), strict=True):
@@ -147,7 +156,7 @@ def _make(
             raise UsageError(f"--holdout {settings.holdout}: of these few images none falls on one side; use another")
         folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
         dataset.check_size(identity)
-        dataset.claim(folder, identity, settings.stored())
+        dataset.claim(folder, identity, settings.stored(), {"listing": listing})
         parts.append((folder, identity, part))
     size, channels, classes = (parts[0][1][name] for name in ("image_size", "channels", "classes"))
     print(
@@ -163,6 +172,7 @@ def _make(
         part.publish(folder, settings.shard_size)
     if compared:
         intake.find_duplicates(compared, origin, pool)
+    taken = 0
     for folder, identity, _ in parts:
         arguments = {"output": folder.url, "origin": origin}
 
@@ -174,11 +184,13 @@ def _make(
         for reason, number in _reasons(product.rejects).items():
             print(f"ingest: {number:,} not taken: {reason} (each with its source in {folder}/{dataset.REJECTS})")
         index = product.index
+        taken += index.samples
         print(
             f"ingest: {folder}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}"
         )
     for folder, _, _ in parts:
         intake.discard(folder)
+    _tell(source.tally.listed, taken, sum(len(part) for _, _, part in parts) - taken, source.tally.ignored)
     print(f"ingest: next: jobs/train.py --data {parts[0][0]}")
 
 
@@ -238,13 +250,13 @@ def _read_relabel(path: Path | None) -> dict[str, str | None]:
     return value
 
 
-def _relabelled(items: Iterator[Item], relabel: Mapping[str, str | None], settings: IngestSettings) -> Iterator[Item]:
-    """The items under their new class names, without those of classes that are left out."""
+def _relabelled(source: Source, relabel: Mapping[str, str | None], settings: IngestSettings) -> Iterator[Item]:
+    """A source's items under their new class names, without those of classes that are left out."""
     if not relabel:
-        yield from items
+        yield from source.items()
         return
     used = set()
-    for item in items:
+    for item in source.items():
         if item.label is None or item.label not in relabel:
             yield item
             continue
@@ -252,6 +264,8 @@ def _relabelled(items: Iterator[Item], relabel: Mapping[str, str | None], settin
         new = relabel[item.label]
         if new is not None:
             yield item._replace(label=new)
+        else:
+            source.tally.ignore("left out by --relabel")
     if unknown := sorted(relabel.keys() - used):
         raise UsageError(f"--relabel {settings.relabel}: no image of class {unknown[0]!r}; check the name")
 
@@ -262,6 +276,17 @@ def _declared(source: Source, relabel: Mapping[str, str | None]) -> list[str] | 
         return None
     new = [relabel.get(name, name) for name in source.classes]
     return list(dict.fromkeys(name for name in new if name is not None))
+
+
+def _tell(listed: int, taken: int, rejected: int, ignored: Mapping[str, int]) -> None:
+    """What became of everything that the source lists."""
+    left_out = sum(ignored.values())
+    if ignored:
+        kinds = sorted(ignored.items(), key=lambda kind: (-kind[1], kind[0]))
+        shown = ", ".join(f"{count:,} {why}" for why, count in kinds[:MOST_KINDS])
+        more = f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
+        print(f"ingest: ignored: {left_out:,} files: {shown}{more}")
+    print(f"ingest: {listed:,} listed = {taken:,} taken + {rejected:,} rejected + {left_out:,} ignored")
 
 
 def _reasons(rejects: list[Reject]) -> dict[str, int]:

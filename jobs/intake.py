@@ -14,14 +14,16 @@ from jobs.progress import Progress
 from jobs.settings import LostWorkError
 from pipelines import catalogue, dataset, duplicates, images
 from pipelines.catalogue import Catalogue
-from pipelines.images import ImageError, Pixels
+from pipelines.dataset import CorruptError
+from pipelines.images import ImageError, LimitError, Pixels
 from pipelines.manifest import Reject
 from pipelines.shards import Sample
 from pipelines.sources import Choice, open_source
-from pipelines.storage import Folder
+from pipelines.storage import Folder, MissingError
 
 CODES = "codes"  # beside a dataset in the making: what is compared of each image, and what was found
 _FOUND = f"{CODES}/duplicates.parquet"
+Making = tuple[Folder, Mapping[str, Any], Catalogue]  # a dataset in the making
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class _Intake:
     """An actor's view: the dataset in the making, its catalogue and its source."""
 
     def __init__(self, output: str, origin: Origin) -> None:
-        self.folder = Folder(output)
+        self.folder, self.url = Folder(output), origin.url
         self.identity = dataset.read_claim(self.folder)["identity"]
         self.source = open_source(origin.url, origin.kind, origin.choice)
         self.catalogue = catalogue.Reader(self.folder, self.identity["source"], self.identity["shard_size"])
@@ -58,6 +60,8 @@ class _Intake:
                 if identity["classes"] and label is None:
                     raise ImageError("no label")
             except ImageError as error:
+                if self.source.sealed and not isinstance(error, LimitError):
+                    raise CorruptError(f"{self.url}/{item.place}: sample {item.name}: {error}") from error
                 image = error
             yield index, item.name, label, image
 
@@ -97,13 +101,21 @@ class CodeShard(_Intake):
         return {}
 
 
-def find_duplicates(parts: Sequence[tuple[Folder, Mapping[str, Any], Catalogue]], origin: Origin, pool: Pool) -> None:
+def find_duplicates(parts: Sequence[Making], origin: Origin, pool: Pool) -> None:
     """Compare all images of the parts, of which the first that are found are kept: of earlier parts, of lower indices.
 
     What is found lies beside each part for the workers that take its images.
 
     Raises: LostWorkError naming the shards whose images could not be compared.
     """
+    try:
+        _find_duplicates(parts, origin, pool)
+    except (LostWorkError, MissingError):  # another run of the same command sealed all, and then removed the codes
+        if not all(produce.is_sealed(folder, identity) for folder, identity, _ in parts):
+            raise
+
+
+def _find_duplicates(parts: Sequence[Making], origin: Origin, pool: Pool) -> None:
     if all("duplicates.parquet" in folder.list(CODES) for folder, _, _ in parts):
         return
     for folder, identity, _ in parts:

@@ -10,6 +10,7 @@ from jobs.cluster import MAX_FAILURES, Done, Pool, ShardWorker, WorkersLostError
 from jobs.progress import Progress
 from jobs.settings import LostWorkError, UsageError
 from pipelines import card, dataset, manifest
+from pipelines.claim import canonical
 from pipelines.dataset import Index
 from pipelines.manifest import Reject, ShardRecord
 from pipelines.storage import Folder
@@ -71,7 +72,9 @@ def produce(
                     if done.error:
                         failed.append(done)
                         monitoring.FAILURES.inc(1, {"command": command})
-                        print(f"{command}: shard {done.shard:06d} failed: {done.error}", file=sys.stderr, flush=True)
+                        if done.trace:
+                            line = f"{command}: shard {done.shard:06d} failed: {done.error}"
+                            print(line, file=sys.stderr, flush=True)
                         continue
                     records[done.shard] = ShardRecord(**done.result["record"])
                     journal.add(records[done.shard], bool(done.result["rejects"]))
@@ -85,9 +88,12 @@ def produce(
             except WorkersLostError as error:
                 why = str(error)
         undone = sorted(set(todo) - set(records))
+        if undone and is_sealed(folder, identity):
+            print(f"{command}: {folder} was sealed by another run meanwhile; nothing more to do", flush=True)
+            return Product(dataset.open_sealed(folder), [], 0, progress.seconds)
         if undone:
             journal.flush()
-            if failed:
+            if failed and failed[0].trace:
                 print(failed[0].trace, file=sys.stderr, flush=True)
             raise LostWorkError(lost(folder, undone, failed, why))
         if len(todo) < len(missing):
@@ -100,6 +106,11 @@ def produce(
                 f"{folder}: all shards are done, but not sealed: {error}. The same command seals it"
             ) from error
     return Product(index, rejects, done_images - before, progress.seconds)
+
+
+def is_sealed(folder: Folder, identity: Mapping[str, Any]) -> bool:
+    """Whether a dataset of this identity is complete: another run of the same command may have been quicker."""
+    return dataset.SEAL in folder.list() and canonical(dataset.open_sealed(folder).identity) == canonical(identity)
 
 
 def _seal(

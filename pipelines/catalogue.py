@@ -24,6 +24,7 @@ from pipelines.storage import Folder, MissingError
 FOLDER = "catalogue"
 ROWS_A_FILE = 65_536
 MAX_CLASSES = 100_000
+MAX_NAME = 1000  # letters of a class's name, as pipelines/schema.py has it
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -103,7 +104,8 @@ def draw_up(
     Args:   where: the source, for errors. declared: the classes, where the source declares them.
             labelled: False to forget the labels. holdout: the share of the images that is held out.
             scratch: a local folder that is there as long as the catalogues.
-    Raises: SourceError if there are no items, two of one name, or more classes than a label can mean.
+    Raises: SourceError if there are no items, two of one name, more classes than a label can mean, or a name that no
+            class can have.
     """
     file = scratch / "items.arrow"
     keys, names = [], []
@@ -111,7 +113,7 @@ def draw_up(
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for batch in _batched(items, ROWS_A_FILE):
             columns = list(zip(*batch, strict=True))
-            if odd := next((name for name in columns[0] if not _is_utf8(name)), None):
+            if odd := next((name for name in (*columns[0], *columns[4]) if name and not _is_utf8(name)), None):
                 raise SourceError(f"{where}: {odd!r}: a name that is not UTF-8; give it another")
             keys.append(_hashes((block or name for name, block in zip(columns[0], columns[5], strict=True)), f"{seed}"))
             names.append(_hashes(columns[0], "name"))
@@ -130,6 +132,8 @@ def draw_up(
     order_N = np.lexsort((np.arange(len(key_N)), key_N))
     held_N = name_N[order_N] < int(holdout * 2**64) if holdout else np.zeros(len(key_N), bool)
     classes = _classes(declared if labelled else None, found)
+    if odd := next((name for name in classes or () if not 0 < len(name) <= MAX_NAME), None):
+        raise SourceError(f"{where}: {odd[:40]!r}: a class's name has 1 to {MAX_NAME:,} letters; see --relabel")
     kept = _catalogue(table, order_N[~held_N], classes)
     return kept, _catalogue(table, order_N[held_N], classes) if holdout else None
 

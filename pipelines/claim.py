@@ -30,17 +30,23 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def encode(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bytes:
-    """A claim's content: what decides the result, and the settings that it came from."""
-    return canonical({"format": FORMAT, "identity": identity, "settings": settings}) + b"\n"
+def encode(identity: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> bytes:
+    """A claim's content: what decides the result, the settings that it came from, and `facts` beside them."""
+    return canonical({**(facts or {}), "format": FORMAT, "identity": identity, "settings": settings}) + b"\n"
 
 
-def take(folder: Folder, name: str, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Difference]:
-    """Write the claim, or compare with the one that is there. An empty list says: the folder is ours.
+def take(
+    folder: Folder,
+    name: str,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+) -> list[Difference]:
+    """Write the claim, or compare its identity with that of the one that is there. An empty list: the folder is ours.
 
     Raises: ClaimError if the one that is there is damaged.
     """
-    if folder.create(name, encode(identity, settings)):
+    if folder.create(name, encode(identity, settings, facts)):
         return []
     try:
         before = json.loads(folder.read(name, MAX_CLAIM_BYTES))["identity"]

@@ -92,15 +92,18 @@ def check_size(identity: Mapping[str, Any]) -> None:
         raise DatasetError(str(error)) from error
 
 
-def claim(folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def claim(
+    folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+) -> None:
     """Take the folder for a dataset of this identity, or go on with one that has it.
 
     A larger `count` with all else equal extends: the seal is taken off, a short last shard is to be done again.
 
+    Args:   facts: what the claim says beside the two, for people; nobody compares it.
     Raises: DatasetError naming the first field that differs, both values and what to do.
     """
     try:
-        differences = claim_file.take(folder, CLAIM, identity, settings)
+        differences = claim_file.take(folder, CLAIM, identity, settings, facts)
     except ClaimError as error:
         raise DatasetError(str(error)) from error
     if not differences:
@@ -111,7 +114,7 @@ def claim(folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, An
         folder.delete(SEAL)
         if first.before % identity["shard_size"]:
             folder.delete(manifest.part_name(first.before // identity["shard_size"]))
-        folder.write(CLAIM, claim_file.encode(identity, settings))
+        folder.write(CLAIM, claim_file.encode(identity, settings, facts))
         return
     raise DatasetError(f"{folder}: {first}; use the same settings to go on, or another --output")
 

@@ -30,6 +30,10 @@ class ImageError(ValueError):
     """Bytes that are not an image that can be taken; the text is the reason."""
 
 
+class LimitError(ImageError):
+    """An image that is larger than the user lets it be: nothing is wrong with it."""
+
+
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _QUALITY = {"jpeg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
 
@@ -95,7 +99,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             if width * height > max_pixels:  # before a pixel is decoded
-                raise ImageError(f"too large: {width}x{height} pixels, of {max_pixels:,} that are allowed")
+                raise LimitError(f"too large: {width}x{height} pixels, of {max_pixels:,} that are allowed")
             image.load()
             oriented = image.format == "TIFF" or not _ORIENTATION.isdisjoint(image.info)
             return ImageOps.exif_transpose(image) if oriented else image  # looking costs half of a small decoding

@@ -6,6 +6,7 @@ store's own library reads (docs/storage.md lists it), never from data. What diff
 """
 
 import contextlib
+import errno
 import io
 import os
 import random
@@ -102,40 +103,45 @@ class Folder:
 
     def tree(self) -> dict[str, int]:
         """Every file below the folder, by its name relative to it, with sizes in bytes. Hidden files are left out."""
+        return dict(self.walk())
 
-        def walk() -> dict[str, int]:
-            found = self._ask("find", self._path, detail=True)
-            if not found and self._no_bucket(None):
-                raise FileNotFoundError(self._path)
-            names = {path[len(self._path.rstrip("/")) + 1 :]: int(entry["size"] or 0) for path, entry in found.items()}
-            return {name: size for name, size in names.items() if not any(p.startswith(".") for p in name.split("/"))}
-
-        return self._try(walk, "")
-
-    def walk(self) -> Iterator[tuple[str, int]]:
+    def walk(self, hidden: bool = False) -> Iterator[tuple[str, int]]:
         """As tree(), but one file at a time and in no order: memory does not grow with their number.
 
-        Raises: StorageError for a link to a folder, which is not followed: what lies behind it would be missing.
+        The size is -1 where a name leads to no file: a link to nothing, a pipe.
+
+        Args:   hidden: name hidden files too, and hidden local folders, as `.git/`, which are never looked into.
+        Raises: StorageError for a folder that cannot be read, and for a link to a folder, which is not followed: what
+                lies behind them would be missing.
         """
         if self._local:
-            yield from self._walk_local()
+            found = self._walk_local()
         elif self.url.startswith("s3://"):
-            yield from self._walk_s3()
+            found = self._walk_s3()
         else:
-            yield from self.tree().items()
+            found = iter(self._try(self._find, "").items())
+        for name, size in found:
+            if hidden or not any(part.startswith(".") for part in name.split("/")):
+                yield name, size
 
     def _walk_local(self) -> Iterator[tuple[str, int]]:
-        for path, folders, files in os.walk(self._path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # no folder there, or gone since
+                raise _final_local(error, error.filename) from error
+
+        for path, folders, files in os.walk(self._path, onerror=refuse):
             inside = os.path.relpath(path, self._path)
+            below = "" if inside == "." else f"{inside}/"
             for name in folders:
-                if os.path.islink(os.path.join(path, name)):
+                if name.startswith("."):
+                    yield f"{below}{name}/", 0
+                elif os.path.islink(os.path.join(path, name)):
                     raise StorageError(f"{os.path.join(path, name)}: a link to a folder is not followed; copy it there")
+            folders[:] = [name for name in folders if not name.startswith(".")]
             for name in files:
-                with contextlib.suppress(FileNotFoundError):  # a link to nothing
-                    status = os.stat(os.path.join(path, name))
-                    if stat.S_ISREG(status.st_mode) and not name.startswith("."):
-                        yield name if inside == "." else f"{inside}/{name}", status.st_size
+                size = _size(os.path.join(path, name))
+                if size is not None:
+                    yield f"{below}{name}", size
 
     def _walk_s3(self) -> Iterator[tuple[str, int]]:
         bucket, _, prefix = self._path.removeprefix("s3://").partition("/")
@@ -146,11 +152,18 @@ class Folder:
             page = self._try(partial(self._ask, "call_s3", "list_objects_v2", **request), "")
             for entry in page.get("Contents", ()):
                 name = entry["Key"][len(prefix) :]
-                if name and not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
+                if name and not name.endswith("/"):  # an object that stands for a folder
                     yield name, int(entry["Size"])
             if not page.get("IsTruncated"):
                 return
             after = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _find(self) -> dict[str, int]:
+        found = self._ask("find", self._path, detail=True)
+        if not found and self._no_bucket(None):
+            raise FileNotFoundError(self._path)
+        start = len(self._path.rstrip("/")) + 1
+        return {path[start:]: int(at["size"] or 0) for path, at in found.items() if not path.endswith("/")}
 
     def open(self, name: str) -> IO[bytes]:
         """A file to seek in, read piece by piece. Raises MissingError if there is no such file."""
@@ -422,6 +435,19 @@ def _store(scheme: str, url: str) -> ModuleType:
     except ImportError as error:
         raise StorageError(f"{url}: {scheme}:// needs another package: pip install 'ganmill[{scheme}]'") from error
     return store_s3
+
+
+def _size(path: str) -> int | None:
+    """A file's size in bytes; -1 for a link to nothing and for what is no regular file; None if it is gone."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1 if os.path.lexists(path) else None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return -1
+        raise _final_local(error, path) from error
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def _read_local(path: Path, limit: int | None) -> bytes:

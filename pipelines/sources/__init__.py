@@ -8,21 +8,18 @@ A source streams its items (pipelines/catalogue.py puts them in order) and reads
 them. Only its URL travels; workers open it themselves.
 """
 
-from itertools import islice
-
 from pipelines import dataset
-from pipelines.sources.arrays import digits, idx, idx_splits
-from pipelines.sources.base import IMAGE_ENDINGS, Choice, Content, Item, Source, SourceError, is_image
+from pipelines.sources.arrays import digits, idx, idx_splits, is_array
+from pipelines.sources.base import IMAGE_ENDINGS, Choice, Content, Item, Source, SourceError, is_image, is_junk
 from pipelines.sources.files import FolderSource, ListSource, ZipSource
 from pipelines.sources.named import TorchvisionSource
 from pipelines.sources.sealed import SealedSource
-from pipelines.sources.tables import ParquetSource
+from pipelines.sources.tables import ENDING, ParquetSource
 from pipelines.sources.tars import TAR_ENDINGS, TarSource, WebDatasetSource
 from pipelines.storage import Folder
 
 BUILT_IN = ("digits", "torchvision:")  # sources that are no URLs
 KINDS = ("digits", "torchvision", "zip", "tar", "list", "parquet", "dataset", "idx", "webdataset", "images")
-LOOKED_AT = 10_000  # files of a folder that are looked at to tell what it is
 
 __all__ = ["BUILT_IN", "KINDS", "Choice", "Content", "Item", "Source", "SourceError", "kind_of", "open_source"]
 
@@ -36,32 +33,41 @@ def kind_of(url: str) -> str:
         "zip": (".zip",),
         "tar": TAR_ENDINGS,
         "list": (".csv", ".jsonl", ".ndjson"),
-        "parquet": (".parquet",),
+        "parquet": (ENDING,),
     }.items():
         if name.endswith(endings):
             return kind
     folder = Folder(url)
-    files = [name for name, _ in islice(folder.walk(), LOOKED_AT)]
-    if not files:
-        raise SourceError(f"{url}: no such folder, or an empty one; check --source")
-    if dataset.CLAIM in files or folder.exists(dataset.CLAIM):
+    if folder.exists(dataset.CLAIM):
         return "dataset"
-    if idx_splits(files):
+    seen = set[str]()
+    arrays = []
+    for name, _ in folder.walk():  # all of them: what is rare may come last
+        seen.add(_kind_of_file(name))
+        if is_array(name):
+            arrays.append(name)
+    if not seen:
+        raise SourceError(f"{url}: no such folder, or an empty one; check --source")
+    if idx_splits(arrays):
         return "idx"
-    tars = any(name.endswith(TAR_ENDINGS) for name in files)
-    images = any(is_image(name) for name in files)
-    if tars and images:
+    if {"webdataset", "images"} <= seen:
         raise SourceError(f"{url}: holds tars and image files; say with --kind which to take: webdataset or images")
-    if tars:
-        return "webdataset"  # also where img2dataset's own .parquet lie beside them
-    if images:
-        return "images"
-    if any(name.endswith(".parquet") for name in files):
-        return "parquet"
+    for kind in ("webdataset", "images", "parquet"):  # img2dataset's own .parquet lie beside its tars
+        if kind in seen:
+            return kind
     raise SourceError(
         f"{url}: nothing to ingest here (looked for {', '.join(IMAGE_ENDINGS)}, .tar, .parquet and IDX files); "
         "check --source"
     )
+
+
+def _kind_of_file(name: str) -> str:
+    """What a file makes of the folder that it lies in; '' for nothing."""
+    if is_image(name):
+        return "images"
+    if is_junk(name):
+        return ""
+    return "webdataset" if name.lower().endswith(TAR_ENDINGS) else "parquet" if name.lower().endswith(ENDING) else ""
 
 
 def open_source(url: str, kind: str, choice: Choice) -> Source:
@@ -78,11 +84,11 @@ def open_source(url: str, kind: str, choice: Choice) -> Source:
         return TarSource(Folder(beside), name, choice)
     if kind == "list":
         return ListSource(Folder(beside), name, choice)
-    if kind == "parquet" and name.lower().endswith(".parquet"):
+    if kind == "parquet" and name.lower().endswith(ENDING):
         return ParquetSource(Folder(beside), [name], choice)
     folder = Folder(url)
     if kind == "parquet":
-        return ParquetSource(folder, [name for name, _ in folder.walk() if name.endswith(".parquet")], choice)
+        return ParquetSource(folder, [name for name, _ in folder.walk(hidden=True)], choice)
     if kind == "idx":
         return idx(folder, choice)
     if kind == "dataset":

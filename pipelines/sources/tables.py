@@ -8,8 +8,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.images import ImageError
-from pipelines.sources.base import Choice, Content, Item, Source, SourceError, of_split, too_large
-from pipelines.storage import Folder
+from pipelines.sources.base import (
+    Choice,
+    Content,
+    Item,
+    Source,
+    SourceError,
+    changed,
+    class_of,
+    distinct,
+    find_column,
+    is_junk,
+    of_split,
+    too_large,
+)
+from pipelines.storage import Folder, StorageError
+
+ENDING = ".parquet"
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "bytes", "image_bytes", "content")
 _LABEL_COLUMNS = ("label", "labels", "class", "cls", "fine_label")
@@ -19,12 +34,18 @@ MAX_GROUP_BYTES = 2 << 30  # of a row group's column: it is read whole
 class ParquetSource(Source):
     """Parquet files, one or a folder of them. The rows of a row group are read together.
 
-    Args:   names: the files, in `folder`.
+    Args:   names: the files in `folder`, of which those that are called Parquet are read.
     """
 
     def __init__(self, folder: Folder, names: Sequence[str], choice: Choice) -> None:
+        super().__init__()
         self._folder, self._choice = folder, choice
-        self._names = of_split(names, choice.split, str(folder))
+        tables = [name for name in names if name.lower().endswith(ENDING) and not is_junk(name)]
+        for name in self.tally.over(sorted({*names} - {*tables})):
+            self.tally.ignore_file(name)
+        if not tables:
+            raise SourceError(f"{folder}: no Parquet files here; check --source and --kind")
+        self._names = of_split(tables, choice.split, str(folder), self.tally)
         self._open_name, self._open_file = "", None
         schema = self._file(self._names[0]).schema_arrow
         where = f"{folder}/{self._names[0]}"
@@ -36,29 +57,49 @@ class ParquetSource(Source):
         self._label = _pick(schema, wanted, [*named, *_LABEL_COLUMNS], "--label-column", where, _is_label)
         if not self._image:
             raise SourceError(f"{where}: no column of images; it has {', '.join(schema.names)}; see --image-column")
-        names_of_classes = features.get(self._label, {}).get("names")
-        self.classes = [str(name) for name in names_of_classes] if isinstance(names_of_classes, list) else None
+        self.classes = self._named(schema)
 
     def items(self) -> Iterator[Item]:
         for name in self._names:
             file = self._file(name)
-            missing = {self._image, self._label} - {"", *file.schema_arrow.names}
-            if missing:
-                raise SourceError(f"{self._folder}/{name}: no column {missing.pop()}, which the first file has")
+            self._check(file.schema_arrow, f"{self._folder}/{name}")
             row = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                labels = self._labels(file, group) if self._label else [None] * rows
-                for label in labels:
+                labels = self._labels(file, name, group, row) if self._label else [None] * rows
+                for label in self.tally.over(labels):
                     yield Item(f"{name}#{row}", name, row, label=label, block=f"{name}#{group}")
                     row += 1
 
-    def _labels(self, file: pq.ParquetFile, group: int) -> list[str | None]:
-        values = file.read_row_group(group, columns=[self._label]).column(0).to_pylist()
+    def _named(self, schema: pa.Schema) -> list[str] | None:
+        """The classes that a file names for the numbers in its column of labels."""
+        names = _features(schema).get(self._label, {}).get("names")
+        return distinct(names) if isinstance(names, list) else None
+
+    def _check(self, schema: pa.Schema, where: str) -> None:
+        """Raises SourceError if a file's columns do not mean what the first file's do."""
+        for column, fits in ((self._image, _is_image), (self._label, _is_label)):
+            if column and schema.names.count(column) != 1:
+                times = "no column" if column not in schema.names else "two columns"
+                raise SourceError(f"{where}: {times} {column}, of which the first file has one")
+            if column and not fits(schema.field(column).type):
+                raise SourceError(f"{where}: its {column} is {schema.field(column).type}, unlike the first file's")
+        classes = self._named(schema)
+        if classes is not None and classes != self.classes:
+            raise SourceError(f"{where}: its {self._label} names other classes than the first file's")
+
+    def _labels(self, file: pq.ParquetFile, name: str, group: int, first: int) -> list[str | None]:
+        values = self._column(file, name, group, self._label).to_pylist()
         if self.classes is None:
-            return [None if value is None else str(value) for value in values]
-        known = len(self.classes)  # -1 is Hugging Face's way to say that there is none
-        return [self.classes[value] if value is not None and 0 <= value < known else None for value in values]
+            return [None if value in (None, "") else str(value) for value in values]
+        where = f"{self._folder}/{name}: row"
+        odd = next((number for number, value in enumerate(values) if isinstance(value, str)), None)
+        if odd is not None:
+            raise SourceError(f"{where} {first + odd}: its label is text, where classes are numbers")
+        return [
+            None if value is None else class_of(value, self.classes, f"{where} {first + number}")
+            for number, value in enumerate(values)
+        ]
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
         place, first, column = "", 0, None  # of the row group that is held
@@ -66,6 +107,8 @@ class ParquetSource(Source):
             if column is None or item.place != place or not first <= item.offset < first + len(column):
                 file = self._file(item.place)
                 group, first = _find(file.metadata, item.offset)
+                if group < 0:
+                    raise changed(f"{self._folder}/{item.place}", f"has no row {item.offset:,} any more")
                 place, column = item.place, self._read_group(file, item.place, group)
             value = column[item.offset - first].as_py()
             data = value.get("bytes") if isinstance(value, dict) else value
@@ -85,7 +128,16 @@ class ParquetSource(Source):
                 f"{self._folder}/{name}: a row group of {size / 1e9:.1f} GB, which a worker would have to hold; "
                 f"write it with row groups of up to {MAX_GROUP_BYTES / 1e9:.1f} GB"
             )
-        return file.read_row_group(group, columns=[self._image]).column(0)
+        return self._column(file, name, group, self._image)
+
+    def _column(self, file: pq.ParquetFile, name: str, group: int, column: str) -> pa.ChunkedArray:
+        try:
+            return file.read_row_group(group, columns=[column]).column(column)
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            why = " ".join(str(error).split())  # Arrow's have several lines
+            raise SourceError(f"{self._folder}/{name}: row group {group} cannot be read: {why}") from error
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name != self._open_name:
@@ -98,14 +150,14 @@ class ParquetSource(Source):
 
 
 def _find(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
-    """The row group that holds a row, and its first row."""
+    """The row group that holds a row, and its first row; -1 if none does."""
     first = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         if row < first + rows:
             return group, first
         first += rows
-    raise IndexError(row)
+    return -1, first
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -133,7 +185,7 @@ def _pick(schema: pa.Schema, wanted: str | None, usual: Sequence[str], flag: str
     """The column that is wanted, else the first of the usual that is there and fits; '' if there is none."""
     kinds = {field.name: field.type for field in schema}
     if wanted is None:
-        return next((name for name in usual if name in kinds and fits(kinds[name])), "")
+        return find_column((name for name, kind in kinds.items() if fits(kind)), usual)
     if wanted not in kinds or not fits(kinds[wanted]):
         what = f"is {kinds[wanted]}" if wanted in kinds else f"is not there; it has {', '.join(kinds)}"
         raise SourceError(f"{where}: {flag} {wanted}: {what}")

@@ -15,16 +15,19 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from pipelines.images import ImageError
 from pipelines.sources.base import (
+    OTHER_SPLIT,
     Choice,
     Content,
     Item,
     Source,
     SourceError,
+    Tally,
     ahead,
+    changed,
     folder_label,
     is_image,
     is_junk,
@@ -43,7 +46,7 @@ MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json member
 MAX_RATIO = 20
 ALWAYS_ALLOWED = 1 << 30
 READ_AT_ONCE = 16 << 20  # neighbours in a tar are read by one request, up to this many bytes
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_PACKED = (".gz", ".tgz", ".bz2", ".xz")
 _MAGIC = {b"\x1f\x8b": ".tar.gz", b"BZh": ".tar.bz2", b"\xfd7zXZ": ".tar.xz"}
 
 
@@ -51,19 +54,25 @@ class TarSource(Source):
     """One tar of a folder tree, packed or not. Its innermost folders are the classes."""
 
     def __init__(self, folder: Folder, name: str, choice: Choice) -> None:
+        super().__init__()
         self._folder, self._name, self._limit = folder, name, choice.max_bytes
         self._split = f"{choice.split}/" if choice.split else ""
+        self._packing = PurePosixPath(name).suffix.lower()
         self._unpacked: IO[bytes] | None = None
 
     def items(self) -> Iterator[Item]:
         where = f"{self._folder}/{self._name}"
         with self._open() as file:
-            for name, offset, size in members(file, where):
-                if is_image(name) and name.startswith(self._split):
+            for name, offset, size in self.tally.over(members(file, where)):
+                if not name.startswith(self._split):
+                    self.tally.ignore(OTHER_SPLIT)
+                elif is_image(name):
                     yield Item(name, self._name, offset, size, folder_label(name))
+                else:
+                    self.tally.ignore_file(name)
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
-        if PurePosixPath(self._name).suffix not in _OPENERS:
+        if self._packing not in _PACKED:
             yield from read_pieces(self._folder, items, self._limit)
             return
         self._unpacked = self._unpacked or self._open()  # a worker unpacks it once
@@ -72,30 +81,56 @@ class TarSource(Source):
                 yield too_large(item.size, self._limit)
                 continue
             self._unpacked.seek(item.offset)
-            yield self._unpacked.read(item.size)
+            data = self._unpacked.read(item.size)
+            if len(data) != item.size:
+                raise changed(f"{self._folder}/{self._name}: {item.name}", f"{len(data):,} of {item.size:,} bytes")
+            yield data
 
     def _open(self) -> IO[bytes]:
         """The tar to seek in: a packed one is unpacked to a temporary file, within limits."""
         file = self._folder.open(self._name)
-        opener = _OPENERS.get(PurePosixPath(self._name).suffix)
-        if opener is None:
+        if self._packing not in _PACKED:
             return file
         where = f"{self._folder}/{self._name}"
         allowed = max(ALWAYS_ALLOWED, MAX_RATIO * file.seek(0, 2))
         file.seek(0)
         unpacked = tempfile.TemporaryFile(prefix="ganmill-")  # noqa: SIM115  # it is what this returns
         try:
-            with opener(file) as stream:
-                while data := stream.read(1 << 20):
-                    unpacked.write(data)
-                    if unpacked.tell() > allowed:
-                        raise SourceError(f"{where}: unpacks to more than {MAX_RATIO} times its size; is it a bomb?")
-                    if shutil.disk_usage(tempfile.gettempdir()).free < ALWAYS_ALLOWED:
-                        raise SourceError(f"{where}: no room to unpack it in {tempfile.gettempdir()}; set TMPDIR")
+            for data in _unpack(file, self._packing):
+                unpacked.write(data)
+                if unpacked.tell() > allowed:
+                    raise SourceError(f"{where}: unpacks to more than {MAX_RATIO} times its size; is it a bomb?")
+                if shutil.disk_usage(tempfile.gettempdir()).free < ALWAYS_ALLOWED:
+                    raise SourceError(f"{where}: no room to unpack it in {tempfile.gettempdir()}; set TMPDIR")
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
             raise SourceError(f"{where}: damaged: {error}") from error
         unpacked.seek(0)
         return unpacked
+
+
+def _unpack(file: IO[bytes], packing: str) -> Iterator[bytes]:
+    """What is packed in a file, in pieces of up to 1 MiB. Several streams follow each other, zeros may follow the last.
+
+    bz2.open and lzma.open pass over whatever else follows a stream; gzip.open does not.
+
+    Raises: EOFError, OSError, zlib.error or lzma.LZMAError.
+    """
+    if packing in (".gz", ".tgz"):
+        with gzip.open(file) as unzipped:
+            yield from iter(lambda: unzipped.read(1 << 20), b"")
+        return
+    with file:
+        waiting = file.read(1 << 20)
+        while waiting:
+            stream = bz2.BZ2Decompressor() if packing == ".bz2" else lzma.LZMADecompressor()
+            while not stream.eof:
+                if stream.needs_input and not (waiting := waiting or file.read(1 << 20)):
+                    raise EOFError("cut short")
+                yield stream.decompress(waiting, 1 << 20)
+                waiting = b""
+            waiting = stream.unused_data.lstrip(b"\0")
+            while not waiting and (data := file.read(1 << 20)):
+                waiting = data.lstrip(b"\0")
 
 
 class WebDatasetSource(Source):
@@ -105,19 +140,30 @@ class WebDatasetSource(Source):
     """
 
     def __init__(self, folder: Folder, choice: Choice) -> None:
+        super().__init__()
         self._folder, self._choice = folder, choice
+        self._label_ending = "json" if choice.label_column else "cls"
 
     def items(self) -> Iterator[Item]:
-        names = [name for name in self._folder.list() if name.endswith(TAR_ENDINGS)]
-        if packed := [name for name in names if not name.endswith(".tar")]:
+        names = []
+        for name, _ in self._folder.walk(hidden=True):
+            if name.lower().endswith(TAR_ENDINGS) and not is_junk(name):
+                names.append(name)
+            else:
+                self.tally.listed += 1
+                self.tally.ignore_file(name)
+        if packed := sorted(name for name in names if not name.lower().endswith(".tar")):
             raise SourceError(f"{self._folder}/{packed[0]}: shards must be plain .tar; unpack them first")
-        names = of_split(names, self._choice.split, str(self._folder))
+        names = of_split(names, self._choice.split, str(self._folder), self.tally)
         # Some tars are looked through at once: on a store each is a row of requests.
-        for found in ahead(lambda name: list(self._samples(name)), names, at_once=4):
+        for found, tally in ahead(self._samples, names, at_once=4):
+            self.tally.add(tally)
             yield from found
 
-    def _samples(self, tar: str) -> Iterator[Item]:
-        where = f"{self._folder}/{tar}"
+    def _samples(self, tar: str) -> tuple[list[Item], Tally]:
+        """A tar's items, and what of its members is neither one nor a label."""
+        where, tally = f"{self._folder}/{tar}", Tally()
+        items: list[Item] = []
         with self._folder.open(tar) as file:
             sample: dict[str, tuple[int, int]] = {}
             last, seen = "", set[str]()
@@ -125,7 +171,7 @@ class WebDatasetSource(Source):
                 stem, _, ending = name.rpartition("/")[2].partition(".")
                 key = f"{name.rpartition('/')[0]}/{stem}"
                 if key != last:
-                    yield from self._images(file, tar, last, sample)
+                    items += self._images(file, tar, last, sample, tally)
                     if key in seen:
                         raise SourceError(f"{where}: {name}: its key came before: keys must be unique in a shard")
                     seen.add(key)
@@ -133,25 +179,33 @@ class WebDatasetSource(Source):
                 if ending in sample:
                     raise SourceError(f"{where}: {name}: is there twice")
                 sample[ending] = (offset, size)
-            yield from self._images(file, tar, last, sample)
+            items += self._images(file, tar, last, sample, tally)
+        return items, tally
 
-    def _images(self, file: IO[bytes], tar: str, key: str, sample: dict[str, tuple[int, int]]) -> Iterator[Item]:
+    def _images(
+        self, file: IO[bytes], tar: str, key: str, sample: dict[str, tuple[int, int]], tally: Tally
+    ) -> Iterator[Item]:
         if not sample:
             return
         stem = key.lstrip("/")
         label = self._label(file, f"{self._folder}/{tar}: {stem}", sample)
         images = [ending for ending in sample if is_image(f"x.{ending}")]
-        for ending in images:
+        for ending in tally.over(images):
             yield Item(f"{tar}/{stem}.{ending}", tar, *sample[ending], label, tar)
+        for ending in tally.over(e for e in sample if e not in images and e.lower() != self._label_ending):
+            tally.ignore_file(f"{stem}.{ending}")
         if not images:
+            tally.listed += 1
             yield Item(f"{tar}/{stem}", tar, 0, 0, label, tar)  # a reject, and not a silence
 
     def _label(self, file: IO[bytes], where: str, sample: dict[str, tuple[int, int]]) -> str | None:
         column = self._choice.label_column
-        found = sample.get("json" if column else "cls")
-        if found is None:
+        found = [ending for ending in sample if ending.lower() == self._label_ending]
+        if not found:
             return None
-        offset, size = found
+        if len(found) > 1:
+            raise SourceError(f"{where}: two labels, .{found[0]} and .{found[1]}")
+        offset, size = sample[found[0]]
         if size > MAX_LABEL_BYTES:
             raise SourceError(f"{where}: a label of {size:,} bytes; up to {MAX_LABEL_BYTES:,} are read")
         at = file.tell()
@@ -171,8 +225,8 @@ class WebDatasetSource(Source):
 def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of each file of a tar. ustar, GNU and PAX names are known.
 
-    Raises: SourceError naming the tar and the member: not a tar, damaged, cut short (also between two members), a
-            link, a device, a name that leads elsewhere, a pickle.
+    Raises: SourceError naming the tar and the member: not a tar, damaged, cut short (also between two members), with
+            more behind its end, a link, a device, a name that leads elsewhere, a pickle.
     """
     end = file.seek(0, 2)
     file.seek(0)
@@ -185,6 +239,9 @@ def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
         if len(header) < tarfile.BLOCKSIZE:
             raise SourceError(f"{where}: cut short after {last}: it has no end mark")
         if not any(header):
+            if long_name or long_size >= 0:
+                raise SourceError(f"{where}: damaged after {last}: a header for a member that is not there")
+            _check_end(file, start, where, last)
             return
         try:
             member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
@@ -192,7 +249,7 @@ def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
             raise SourceError(f"{where}: damaged after {last}: {error}") from error
         size = long_size if long_size >= 0 and member.isreg() else member.size
         offset = start + tarfile.BLOCKSIZE
-        after = offset + size + -size % tarfile.BLOCKSIZE
+        after = offset if member.isdir() else offset + size + -size % tarfile.BLOCKSIZE
         name = long_name or member.name
         if size < 0 or after > end:
             raise SourceError(f"{where}: {name}: says that it has {size:,} bytes, which the tar has not; cut short?")
@@ -214,6 +271,18 @@ def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
             raise SourceError(f"{where}: {name}: a link, a device or a sparse file; only plain files are read")
         start = after
         file.seek(start)
+
+
+def _check_end(file: IO[bytes], start: int, where: str, last: str) -> None:
+    """Raises SourceError if anything but zeros follows the end mark: tar's readers stop there, and never see it."""
+    file.seek(start)
+    while data := file.read(1 << 20):
+        if rest := data.lstrip(b"\0"):
+            raise SourceError(
+                f"{where}: after {last} it ends, at byte {start:,}, but more follows from byte "
+                f"{file.tell() - len(rest):,} on: several tars in one (join them with tar -A, or ingest a folder of "
+                "them), or a header that is lost"
+            )
 
 
 def _pax(data: bytes, where: str) -> tuple[str, int]:

@@ -115,9 +115,11 @@ def test_classes(labels: list[str | None], classes: list[str] | None, tmp_path: 
         ([], "here: no images here; check --source"),
         ([*files(9), Item("3.png", "y")], "here: 3.png: is there twice; each image needs a name of its own"),
         ([Item("\udcff.png", "")], r"here: '\udcff.png': a name that is not UTF-8; give it another"),
+        ([Item("a", "", label="\ud800")], r"here: '\ud800': a name that is not UTF-8; give it another"),
         ([Item(str(n), "", label=str(n)) for n in range(100_001)], "here: more than 100,000 classes: is this column a"),
+        ([Item(str(n), "", label="xy"[n] * 1001) for n in range(2)], "xxx': a class's name has 1 to 1,000 letters"),
     ],
-    ids=["none", "twice", "not UTF-8", "classes"],
+    ids=["none", "twice", "not UTF-8", "label not UTF-8", "classes", "long"],
 )
 def test_refusals(items: list[Item], message: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:

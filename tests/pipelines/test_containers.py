@@ -181,6 +181,20 @@ ATTACKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         ending: (plus((f"c.{ending}", b"cos\nsystem\n(S'id'\ntR.")), f"c.{ending}: a pickle")
         for ending in ("pkl", "pickle", "pyd", "pth", "pt", "PKL")
     },
+    "another tar behind it": (
+        lambda path: path.write_bytes(2 * tar(path, TWO).read_bytes()),
+        "after b.png it ends, at byte 2,048, but more follows from byte 10,240 on: several tars in one (join them with "
+        "tar -A, or ingest a folder of them), or a header that is lost",
+    ),
+    "bytes behind it": (broken(TWO, lambda data: data + b"x"), "after b.png it ends, at byte 2,048, but more follows"),
+    "zeros for a header": (
+        broken([*TWO, ("c.png", PNG[2])], lambda data: data[:1024] + bytes(512) + data[1536:]),
+        "after a.png it ends, at byte 1,024, but more follows from byte 1,536 on",
+    ),
+    "a header for nothing": (
+        plus((header("h", type=tarfile.XHDTYPE), b"14 path=c.png\n")),
+        "damaged after b.png: a header for a member that is not there",
+    ),
     "twice": (plus(("a.png", PNG[2])), "a.png: its key came before"),
     "twice in a sample": (plus(("b.png", PNG[2])), "b.png: is there twice"),
     "gzip": (
