@@ -142,7 +142,8 @@ class ParquetSource(Source):
     def _file(self, name: str) -> pq.ParquetFile:
         if name != self._open_name:
             try:
-                self._open_name, self._open_file = name, pq.ParquetFile(self._folder.open(name))
+                file = pq.ParquetFile(self._folder.open(name), page_checksum_verification=True)
+                self._open_name, self._open_file = name, file
             except (pa.ArrowException, OSError) as error:
                 raise SourceError(f"{self._folder}/{name}: not a Parquet file: {error}") from error
         assert self._open_file is not None

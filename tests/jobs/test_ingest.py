@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import shutil
 import struct
 import zipfile
@@ -11,14 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
-from jobs import ingest, verify
+from jobs import cluster, ingest, intake, produce, verify
 from jobs.settings import LostWorkError, UsageError, load
-from pipelines import dataset, shards
+from pipelines import catalogue, dataset, shards, sources
+from pipelines.catalogue import Catalogue
 from pipelines.dataset import DatasetError, Index
-from pipelines.sources import SourceError
+from pipelines.sources import Choice, SourceError
 from pipelines.storage import Folder
+from tests.conftest import Job
+
+Parts = tuple[Folder, dict[str, Any], Catalogue, intake.Origin]
 
 BACKGROUND = (16, 32, 48)
 NOISE = 16  # pictures of the right size a class
@@ -158,6 +164,36 @@ def test_what_was_not_taken_is_told(
     for reason in ("damaged", "empty", "not an image"):
         where = f"(each with its source in {tmp_path}/two/rejects.parquet)"
         assert f"ingest: 1 not taken: {reason} {where}\n" in out
+    assert "ingest: ignored: 2 files: 1 .txt, 1 hidden\ningest: 41 listed = 36 taken + 3 rejected + 2 ignored\n" in out
+    claimed = [(output / "dataset.json").read_bytes() for output in (taken, tmp_path / "two")]
+    assert json.loads(claimed[0])["listing"] == {"listed": 41, "ignored": {".txt": 1, "hidden": 1}}
+    assert claimed[0].replace(str(taken).encode(), f"{tmp_path}/two".encode()) == claimed[1]
+
+
+def test_a_dataset_that_was_changed_is_not_ingested(taken: Path, tmp_path: Path, job: Job) -> None:
+    """Nor does what comes of it verify: an image of the same length in another's place ends the job in one line."""
+    changed = shutil.copytree(taken, tmp_path / "changed")
+    part = pq.read_table(changed / "manifest" / "000002.parquet").to_pylist()
+    row, path = part[4], changed / "shards" / "000002.tar"
+    data = bytearray(path.read_bytes())
+    image = Image.open(io.BytesIO(data[row["offset"] : row["offset"] + row["size"]]))
+    other = next(
+        new
+        for level in range(10)
+        for value in range(256)
+        if len(new := png(Image.fromarray(np.full_like(np.asarray(image), value)), compress_level=level)) <= row["size"]
+    )
+    data[row["offset"] : row["offset"] + row["size"]] = other + bytes(row["size"] - len(other))  # it can be decoded
+    path.write_bytes(data)
+    flags = ("--source", changed, "--output", tmp_path / "real", "--workers", 1)
+    done = job("ingest", *flags, env={"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if "error" in line or "failed" in line]
+    assert line.startswith(f"ingest: error: 1 shards of {tmp_path}/real are not done (000000); ")
+    why = f"{path}: sample {row['key']}: its image changed after the seal (its sha256 is another)"
+    assert f"the first with: CorruptError: {why}. " in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "real" / "index.json").exists()
 
 
 def test_a_zip_gives_the_same_shards(taken: Path, pictures: Path, tmp_path: Path) -> None:
@@ -284,6 +320,50 @@ def test_no_image_that_can_be_taken_is_refused(local_ray: None, tmp_path: Path) 
     )
 
 
+class TestTwoAtOnce:
+    """Of two runs of one command the slower finds the dataset sealed, and what was only for the making gone."""
+
+    @pytest.fixture
+    def parts(self, pictures: Path, local_ray: None, tmp_path: Path) -> Parts:
+        output = tmp_path / "real"
+        take(pictures, output, dedupe="near")
+        folder = Folder(str(output))
+        origin = intake.Origin(str(pictures), "images", Choice())
+        source = sources.open_source(origin.url, origin.kind, origin.choice)
+        (tmp_path / "scratch").mkdir()
+        drawn, _ = catalogue.draw_up(source.items(), "here", None, True, 0, 0.0, tmp_path / "scratch")
+        return folder, dataset.read_claim(folder)["identity"], drawn, origin
+
+    def test_the_second_ends_well(self, parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+        folder, identity, drawn, origin = parts
+        root = dataset.open_sealed(folder).root
+        pool = cluster.Pool(1, 0.0)
+        intake.find_duplicates([(folder, identity, drawn)], origin, pool)  # its codes' catalogue is gone
+        # Shards that were not done when it looked, and are by now.
+        (Path(folder.url) / "manifest" / "000001.parquet").rename(Path(folder.url) / "kept")
+        worker, arguments = Slower, {"output": folder.url, "origin": origin}
+        product = produce.produce("ingest", folder, identity, worker, arguments, pool)
+        assert product.index is not None
+        assert product.index.root == root
+        out = capsys.readouterr()
+        assert out.out.endswith(f"ingest: {folder} was sealed by another run meanwhile; nothing more to do\n")
+        assert "failed" not in out.err
+
+    def test_where_nobody_sealed_it_is_an_error(self, parts: Parts) -> None:
+        folder, identity, drawn, origin = parts
+        folder.delete("index.json")
+        with pytest.raises(LostWorkError, match=r"4 shards of .* are not done"):
+            intake.find_duplicates([(folder, identity, drawn)], origin, cluster.Pool(1, 0.0))
+
+
+class Slower(intake.IngestShard):
+    """The second of two runs, when the first has just done everything."""
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        (Path(self.folder.url) / "kept").rename(Path(self.folder.url) / "manifest" / f"{shard:06d}.parquet")
+        raise SourceError("gone: did another run seal this dataset?")
+
+
 def names_of(output: Path) -> set[str]:
     return set(pixels_by_source(output))
 
@@ -358,6 +438,8 @@ def test_classes_get_other_names_and_are_left_out(pictures: Path, taken: Path, l
     for source, count in ((pictures, NOISE + 2), (taken, NOISE + 2)):
         index = take(source, tmp_path / f"one{source.name}", relabel=names)
         assert index.samples == count
+        listing = json.loads((tmp_path / f"one{source.name}" / "dataset.json").read_text())["listing"]
+        assert listing["ignored"]["left out by --relabel"] == NOISE + (4 if source is pictures else 2)
         assert index.classes == (["animals"] if source is taken else None)
     names.write_text('{"cats": "b", "dogs": "a"}')
     index = take(pictures, tmp_path / "two", relabel=names)
