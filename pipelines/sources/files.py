@@ -244,11 +244,11 @@ class ListSource(Source):
 
         def content(item: Item) -> Content:
             try:
-                with self._base.open(item.place) as file:
-                    data = file.read(limit + 1)
+                return self._base.read(item.place, limit)
             except MissingError:
                 return ImageError("not found")
-            return too_large(len(data), limit) if len(data) > limit else data
+            except TooLargeError:
+                return too_large(limit + 1, limit)  # no more of it is read
 
         return ahead(content, items) if self._base.remote else map(content, items)
 

@@ -391,6 +391,9 @@ def test_torchvisions_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for n in range(6):
         assert (source.name(n), source.label(n)) == (f"MNIST-test#{n}", n)
         assert np.array_equal(source.image(n), pixels[n, :, :, None])
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(np.array([2049, 6], ">i4").tobytes() + bytes([0, 1, 2, 12, 4, 5]))
+    with pytest.raises(SourceError, match=r"torchvision:MNIST-test: image 3: its label is 12, of 10 classes"):
+        open_source("torchvision:MNIST", "test")
     for name, split, message in (
         ("NoSuch", None, "torchvision has no dataset of that name"),
         ("os", None, "torchvision has no dataset of that name"),

@@ -430,6 +430,13 @@ class TestLists:
         (tmp_path / name).write_text(text)
         assert counted(tmp_path / name) == (4, 2, {"blank lines": 2})
 
+    @pytest.mark.parametrize("kind", ["pipe", "folder"])
+    def test_a_path_to_no_file_is_an_error_and_no_wait(self, kind: str, tmp_path: Path) -> None:
+        (tmp_path / "l.csv").write_text("path\nx.png\n")
+        os.mkfifo(tmp_path / "x.png") if kind == "pipe" else (tmp_path / "x.png").mkdir()
+        with pytest.raises(StorageError, match=r"x\.png: (not a regular file|a folder lies where a file is to be)"):
+            open_source(f"{tmp_path}/l.csv").image(0)
+
     def test_an_image_needs_no_ending(self, tmp_path: Path) -> None:
         write(tmp_path, {"l.csv": b"path\nimages/0\nnotes.txt\n", "images/0": PNG[0], "notes.txt": b"x"})
         assert counted(tmp_path / "l.csv") == (2, 2, {})
@@ -496,6 +503,13 @@ class TestParquet:
             except SourceError as error:  # and no other error
                 refused.add(str(error).removeprefix(f"{path}: ").split(":")[0])
         assert refused == {"row group 0 cannot be read", "not a Parquet file"}
+
+    def test_pages_are_compared_with_their_checksums(self, tmp_path: Path) -> None:
+        path, rows = tmp_path / "a.parquet", [bytes([n]) * 100 for n in range(9)]
+        pq.write_table(pa.table({"image": rows}), path, compression="none", write_page_checksum=True)
+        path.write_bytes(path.read_bytes().replace(rows[4], rows[5]))
+        with pytest.raises(SourceError, match=r"a\.parquet: row group 0 cannot be read: .*checksum"):
+            open_source(str(path)).image(4)
 
     def test_a_file_that_lost_rows_since_it_was_listed_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"
