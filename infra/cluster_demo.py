@@ -140,7 +140,7 @@ class Demo:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "GANMILL_DEMO": str(os.getpid()),  # marks all that is ours
+            "CLUSTER_DEMO": str(os.getpid()),  # marks all that is ours
             "AWS_ACCESS_KEY_ID": "demo",
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
             "AWS_DEFAULT_REGION": "us-east-1",

@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """Select from a synthetic dataset by what its discriminator says: a small file beside it, and never a copy."""
 
+if __name__ == "__main__":
+    from jobs import signals
+
+    signals.arm()
+
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
@@ -16,7 +21,7 @@ from jobs import cluster, generate, models, rules
 from jobs.cluster import Pool
 from jobs.progress import Progress
 from jobs.rules import Choice, Scores
-from jobs.settings import JobSettings, LostWorkError, Number, Url, UsageError, run
+from jobs.settings import ClusterSettings, LostWorkError, Number, Url, UsageError, run
 from pipelines import dataset, loader, selection
 from pipelines.dataset import CorruptError, Index
 from pipelines.manifest import ShardRecord
@@ -29,9 +34,10 @@ _BATCH = 512
 _PRINTED = 20  # classes
 
 
-class CurateSettings(JobSettings):
+class CurateSettings(ClusterSettings):
     """What `jobs/curate.py` takes."""
 
+    goes_on: ClassVar[bool] = False
     command: ClassVar[str] = "curate"
     about: ClassVar[str] = (
         "Select from a synthetic dataset by its discriminator's logits: a Parquet file of keys that train, evaluate "
@@ -177,7 +183,7 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
             "the calibration will flatter it",
             flush=True,
         )
-    pool = cluster.connect(settings.workers, settings.device, verbose=settings.verbose)
+    pool = cluster.connect(settings.workers, settings.device, verbose=settings.verbose, wait_s=settings.wait_s)
     wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"  # as the synthetic ones were
     chosen, here = cluster.probe(pool, wanted)
     logit_N = _score(folder, holdout, real, settings.images, chosen, pool)

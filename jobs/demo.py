@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from jobs import signals
+
 JOBS = Path(__file__).resolve().parent
 HOME = JOBS.parent / "ganmill-demo"
 STEPS = (  # (command, flags, what it makes, where)
@@ -22,7 +24,7 @@ def main() -> int:
     for command, flags, _, _ in STEPS:
         print(f"\n$ jobs/{command}.py --root {HOME} {' '.join(flags)}", flush=True)
         start = time.monotonic()
-        status = subprocess.call([sys.executable, JOBS / f"{command}.py", "--root", HOME, *flags])
+        status = _run([sys.executable, str(JOBS / f"{command}.py"), "--root", str(HOME), *flags])
         if status:
             print(f"demo: {command} ended with status {status}; `make demo` goes on from there", file=sys.stderr)
             return status
@@ -38,5 +40,21 @@ def main() -> int:
     return 0
 
 
+def _run(command: list[str]) -> int:
+    """The status of a command, which is stopped with this process: Ctrl-C reaches both, SIGTERM only this one."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.arm()
+    signals.begin()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as error:
+        signals.leave_if_given(error, "demo: stopped; `make demo` goes on from here")

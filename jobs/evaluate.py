@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """Compare a synthetic dataset with a real one: fidelity, diversity, usefulness, and whether images were copied."""
 
+if __name__ == "__main__":
+    from jobs import signals
+
+    signals.arm()
+
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +23,7 @@ from jobs import classify, cluster, gather, measures, page
 from jobs.classify import Lesson
 from jobs.gather import Gathered, Plan
 from jobs.measures import FEWEST, Exam, Row
-from jobs.settings import JobSettings, Number, Url, UsageError, run
+from jobs.settings import ClusterSettings, Number, Url, UsageError, run
 from pipelines import claim, dataset, images, loader, selection
 from pipelines.dataset import Index
 from pipelines.images import Pixels
@@ -29,7 +34,7 @@ PAGE = "evaluation.html"
 PAIRS = 12
 
 
-class EvaluateSettings(JobSettings):
+class EvaluateSettings(ClusterSettings):
     """What `jobs/evaluate.py` takes."""
 
     command: ClassVar[str] = "evaluate"
@@ -88,7 +93,7 @@ def main(settings: EvaluateSettings) -> None:
     )
     if settings.features != "classifier":
         _features(plan, indexes["real"])  # what is wrong with them is told before anything starts
-    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
+    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
     wrong = classify.teach(lessons, output, pool)
     protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))  # which are the actors' to keep
     key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]

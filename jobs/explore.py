@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """Look into a model: what its discriminator knows and looks at, and what lies between its latents. As pictures."""
 
+if __name__ == "__main__":
+    from jobs import signals
+
+    signals.arm()
+
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -24,6 +29,7 @@ from pipelines.storage import Folder
 class ExploreSettings(JobSettings):
     """What `jobs/explore.py` takes."""
 
+    goes_on: ClassVar[bool] = False
     command: ClassVar[str] = "explore"
     about: ClassVar[str] = (
         "What a model's discriminator knows and looks at, and walks between its latents: numbers and pictures. "

@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """Map a trained generator over consecutive seeds, and publish the images as a sealed dataset."""
 
+if __name__ == "__main__":
+    from jobs import signals
+
+    signals.arm()
+
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +17,7 @@ from dcgan import arithmetic, latents, model_files
 from dcgan.arithmetic import Arithmetic
 from dcgan.sampling import Sampler
 from jobs import cluster, models, produce
-from jobs.settings import JobSettings, Number, Url, UsageError, run
+from jobs.settings import ClusterSettings, GpuShare, JobSettings, Number, Url, UsageError, run
 from pipelines import dataset, images
 from pipelines.shards import Sample
 from pipelines.storage import Folder
@@ -20,7 +25,7 @@ from pipelines.storage import Folder
 MODEL = "model"  # the dataset carries its model: an image can be made again when the run is long gone
 
 
-class GenerateSettings(JobSettings):
+class GenerateSettings(ClusterSettings):
     """What `jobs/generate.py` takes."""
 
     passing: ClassVar[frozenset[str]] = JobSettings.passing | {"gpus_per_worker", "limit_shards", "dry_run"}
@@ -45,7 +50,7 @@ class GenerateSettings(JobSettings):
     batch_size: Number = Field(128, ge=1, le=4096, description="images that the networks take at once")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
-    gpus_per_worker: float = Field(1.0, gt=0, le=8, description="share of a GPU that each actor holds")
+    gpus_per_worker: GpuShare = Field(1.0, description="share of a GPU that each actor holds, or how many")
     limit_shards: Number | None = Field(None, ge=1, description="stop after so many shards, to try; leaves no seal")
     dry_run: bool = Field(False, description="print the plan, start nothing and write nothing")
 
@@ -164,7 +169,9 @@ def main(settings: GenerateSettings) -> None:
     labels = parse_classes(settings.classes, card["classes"])
     if settings.dry_run:
         return _print_plan(settings, source, labels)
-    pool = cluster.connect(settings.workers, settings.device, settings.gpus_per_worker, settings.verbose)
+    pool = cluster.connect(
+        settings.workers, settings.device, settings.gpus_per_worker, settings.verbose, settings.wait_s
+    )
     chosen, here = cluster.probe(pool, settings.precision, fingerprint)
     identity = {
         "producer": "generate",

@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
 """Turn images from anywhere into a sealed dataset."""
 
+if __name__ == "__main__":
+    from jobs import signals
+
+    signals.arm()
+
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +23,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from dcgan.networks import IMAGE_SIZES
 from jobs import cluster, intake, produce
 from jobs.intake import IngestShard, Origin
-from jobs.settings import Channels, JobSettings, LostWorkError, Number, Url, UsageError, run
+from jobs.scratch import Scratch
+from jobs.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, run
 from pipelines import catalogue, dataset, duplicates, images, manifest, sources
 from pipelines.catalogue import Catalogue
 from pipelines.manifest import Reject
@@ -43,12 +48,12 @@ def _place(name: str) -> str:
 
 def _allowance(value: str) -> str:
     """A share of the images as `0.05`, or a number of them as `100`."""
-    if re.fullmatch(r"\d+", value) or (re.fullmatch(r"\d*\.\d+|1\.0*", value) and float(value) <= 1):
+    if re.fullmatch(r"\d{1,15}", value) or (re.fullmatch(r"\d*\.\d+|1\.0*", value) and float(value) <= 1):
         return value
     raise ValueError("must be a share, as 0.05, or a number of images, as 100")
 
 
-class IngestSettings(JobSettings):
+class IngestSettings(ClusterSettings):
     """What `jobs/ingest.py` takes."""
 
     command: ClassVar[str] = "ingest"
@@ -118,7 +123,7 @@ def main(settings: IngestSettings) -> None:
     origin = Origin(settings.source, kind, choice)
     source = sources.open_source(origin.url, origin.kind, origin.choice)
     relabel = _read_relabel(settings.relabel)
-    with tempfile.TemporaryDirectory(prefix="ganmill-ingest-") as scratch:
+    with Scratch("ingest") as scratch:
         kept, held = catalogue.draw_up(
             _relabelled(source, relabel, settings),
             settings.source,
@@ -165,7 +170,7 @@ def _make(
         f"{' and '.join(f'{dataset.num_shards(identity):,}' for _, identity, _ in parts)} shards",
         flush=True,
     )
-    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose)
+    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
     making = [part for part in parts if dataset.SEAL not in part[0].list()]
     compared = parts if making and settings.dedupe != "none" else []  # a sealed one keeps its images from the other
     for folder, _, part in compared or making:

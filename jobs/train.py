@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """Train a DCGAN with DistributedDataParallel on Ray Train workers, from a sealed dataset to a run with models."""
 
-import tempfile
+if __name__ == "__main__":
+    from jobs import signals
+
+    signals.arm()
+
 import threading
 import traceback
 import uuid
@@ -23,7 +27,8 @@ from dcgan.training import MethodConfig, check_fit
 from jobs import cluster, runs, trainer
 from jobs.board import Board, Post
 from jobs.progress import Progress
-from jobs.settings import Channels, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
+from jobs.scratch import Scratch
+from jobs.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
 from pipelines import dataset, order, selection
 from pipelines.storage import Folder
 
@@ -41,7 +46,7 @@ def _worker_range(value: object) -> object:
 WorkerRange = Annotated[str, BeforeValidator(_worker_range)]
 
 
-class TrainSettings(JobSettings):
+class TrainSettings(ClusterSettings):
     """What `jobs/train.py` takes."""
 
     passing: ClassVar[frozenset[str]] = JobSettings.passing | {"keep", "max_failures"}
@@ -151,7 +156,9 @@ def main(settings: TrainSettings) -> None:
     bounds = settings.bounds
     if bounds:
         order.check_workers(plan, bounds[1], equal=bounds[0] == bounds[1])
-    pool = cluster.connect(bounds[0] if bounds else None, settings.device, verbose=settings.verbose)
+    pool = cluster.connect(
+        bounds[0] if bounds else None, settings.device, verbose=settings.verbose, wait_s=settings.wait_s
+    )
     if settings.sync_batch_norm and not pool.gpus_per_worker:
         raise UsageError("--sync-batch-norm: torch has it on GPUs only; leave it out on CPUs")
     default = _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
@@ -161,6 +168,8 @@ def main(settings: TrainSettings) -> None:
             f"--batch-size {settings.batch_size}: network cdcgan normalises over each worker's images and needs two of "
             f"them; with {most} workers use {2 * most} or more, or fewer --workers"
         )
+    threads = cluster.threads(most)
+    cluster.wait_for_room({**pool.bundle(), "CPU": threads}, fewest, settings.wait_s)
     chosen, fingerprint = cluster.probe(pool, settings.precision)
     identity = {
         "data": index.root,
@@ -189,7 +198,6 @@ def main(settings: TrainSettings) -> None:
         f"{total / index.samples:,.1f} epochs" + (f"; going on after {saved:,} images" if saved else ""),
         flush=True,
     )
-    cores = int(ray.cluster_resources().get("CPU", 1)) // most if len(ray.nodes()) == 1 else 1  # type: ignore[no-untyped-call]
     # On the driver's own node: on another it would take the job along when that one is preempted.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray.remote's classes
@@ -205,7 +213,7 @@ def main(settings: TrainSettings) -> None:
         tick=settings.tick,
         keep=settings.keep,
         metric_images=min(settings.metric_images, index.samples),
-        threads=max(1, cores),
+        threads=threads,
         provenance={
             "data": index.root,
             "seed": settings.seed,
@@ -214,7 +222,7 @@ def main(settings: TrainSettings) -> None:
             **chosen_by,
         },
     )
-    with tempfile.TemporaryDirectory(prefix="ganmill-train-") as scratch:
+    with Scratch("train") as scratch:
         scaling = ray.train.ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),  # type: ignore[arg-type]  # v1's stub
             use_gpu=pool.gpus_per_worker > 0,

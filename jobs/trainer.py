@@ -2,7 +2,6 @@
 
 import resource
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
 from jobs import models, monitoring, runs, symptoms
 from jobs.board import Post
 from jobs.cluster import keep_freed_memory
+from jobs.scratch import Scratch
 from pipelines import dataset, images, loader, selection
 from pipelines.order import Plan
 from pipelines.storage import Folder
@@ -153,7 +153,7 @@ class Recorder:
         self.features = metrics.RandomFeatures(job.network.channels)
         self.real_features = self.features(self.real)
         self.protocol = f"{metrics.PROTOCOL}; {len(self.real)} real and as many fake, seeds from {GRID_SEED}"
-        self.scratch = tempfile.TemporaryDirectory(prefix="ganmill-tensorboard-")
+        self.scratch = Scratch("tensorboard")
         self.board = SummaryWriter(self.scratch.name)
         if not self.ticks:
             rows = _rows(self.real, self.labels, self.classes)

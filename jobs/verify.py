@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """Check every byte of a sealed dataset; make some of its images again and compare the pixels."""
 
+if __name__ == "__main__":
+    from jobs import signals
+
+    signals.arm()
+
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,15 +17,16 @@ from dcgan.sampling import Sampler
 from jobs import cluster, generate, models
 from jobs.cluster import Done, Pool
 from jobs.progress import Progress
-from jobs.settings import JobSettings, Number, Url, UsageError, run
+from jobs.settings import ClusterSettings, Number, Url, UsageError, run
 from pipelines import dataset, images
 from pipelines.dataset import CorruptError, Index
 from pipelines.storage import Folder
 
 
-class VerifySettings(JobSettings):
+class VerifySettings(ClusterSettings):
     """What `jobs/verify.py` takes."""
 
+    goes_on: ClassVar[bool] = False
     command: ClassVar[str] = "verify"
     about: ClassVar[str] = (
         "Check that a dataset is what was sealed: every hash, count and index; and that images can be made again."
@@ -134,7 +140,10 @@ def main(settings: VerifySettings) -> None:
         )
     dataset.check_files(folder, index)
     pool = cluster.connect(
-        settings.workers, settings.device if settings.regenerate else "cpu", verbose=settings.verbose
+        settings.workers,
+        settings.device if settings.regenerate else "cpu",
+        verbose=settings.verbose,
+        wait_s=settings.wait_s,
     )
     chosen = None
     if settings.regenerate:

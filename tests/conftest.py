@@ -24,7 +24,15 @@ from tests.faults import SEED, FaultyProxy
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN_INFRA = ("helm", "image", "manifests", "mutations", "vms")
 WITHOUT_RAY = (
-    *("dcgan/", "pipelines/", "jobs/test_mistakes.py", "jobs/test_symptoms.py", "test_attacks.py", "test_imports.py"),
+    *(
+        "dcgan/",
+        "pipelines/",
+        "jobs/test_mistakes.py",
+        "jobs/test_scratch.py",
+        "jobs/test_symptoms.py",
+        "test_attacks.py",
+        "test_imports.py",
+    ),
     *(f"infra/test_{name}.py" for name in PLAIN_INFRA),
 )
 Job = Callable[..., subprocess.CompletedProcess[str]]

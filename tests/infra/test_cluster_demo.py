@@ -28,7 +28,7 @@ def leftovers(demo: int) -> list[str]:
                 words = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if f"GANMILL_DEMO={demo}\0".encode() in words:
+            if f"CLUSTER_DEMO={demo}\0".encode() in words:
                 found.append(entry.name)
     return found
 

@@ -3,12 +3,13 @@
 import os
 import urllib.request
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import curate, evaluate, explore, generate, ingest, train, verify
+from jobs import curate, environment, evaluate, explore, generate, ingest, train, verify
 from jobs.settings import JobSettings, UsageError, load
 from tests.conftest import Job, refused
 
@@ -120,7 +121,7 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         ("generate --count 5 --shard", "unknown flag --shard; did you mean --shard-size?"),
         ("generate --count 5 --zzz", "unknown flag --zzz; see --help"),
         ("generate --count 5 --precision fp8", "--precision fp8: must be 'auto', 'fp32' or 'bf16'"),
-        ("generate --count 5 --gpus-per-worker 0", "--gpus-per-worker 0: must be greater than 0"),
+        ("generate --count 5 --gpus-per-worker 0", "--gpus-per-worker 0: must be greater than or equal to 0.001"),
         ("generate --count 5 --model ftp://a/b", "--model: ftp://a/b: scheme 'ftp' is not one of file, s3, gs, az"),
         ("generate --count 5 --root s3://", "--root: s3://: no bucket; write s3://bucket/prefix"),
         (
@@ -156,17 +157,100 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         ("train --config {tmp}/true.toml", "{tmp}/true.toml: images True: must be a whole number, as 1000 or 1e3"),
         ("train --config {tmp}/table.toml", "{tmp}/table.toml: unknown setting 'x'; see --help"),
         ("train --config {tmp}/broken.toml", "{tmp}/broken.toml: cannot be read: Invalid value (at line 1, column 10)"),
+        ("train --config {tmp}/list.toml", "{tmp}/list.toml: images [1]: must be a whole number, as 1000 or 1e3"),
+        ("train --config {tmp}/utf16.toml", "{tmp}/utf16.toml: cannot be read: not UTF-8; save it as that"),
+        (
+            "train --config {tmp}/twice.toml",
+            "{tmp}/twice.toml: cannot be read: Cannot overwrite a value (at end of document)",
+        ),
+        (
+            "train --config {tmp}/nul.toml",
+            "{tmp}/nul.toml: cannot be read: Expected '=' after a key in a key/value pair (at line 1, column 6)",
+        ),
+        (
+            "train --config {tmp}/escaped.toml",
+            "{tmp}/escaped.toml: data 'a\\x00b': control characters and bytes that are not UTF-8 are not allowed",
+        ),
+        ("train --config {tmp}", "{tmp}: cannot be read: Is a directory"),
+        ("train --config /dev/zero", "/dev/zero: more than 1 MiB; is this a file of settings?"),
+        ("train --ema nan", "--ema nan: must be a finite number"),
+        ("train --generator-lr 1e400", "--generator-lr 1e400: must be a finite number"),
+        (
+            "ingest --source x --max-rejects {digits}",
+            "--max-rejects {short}: must be a share, as 0.05, or a number of images, as 100",
+        ),
+        (
+            "generate --count 5 --gpus-per-worker 1.5",
+            "--gpus-per-worker 1.5: above 1 it must be a whole number of GPUs",
+        ),
+        ("generate --count 5 --gpus-per-worker 1e-9", "--gpus-per-worker 1e-9: must be greater than or equal to 0.001"),
     ],
 )
 def test_settings_that_are_refused(command: str, answer: str, tmp_path: Path) -> None:
     """load() raises what the commands print behind `NAME: error: `."""
     files = {"text": 'width = "wide"', "true": "images = true", "table": "[x]\nimages = 1", "broken": "images = \n"}
-    for name, text in files.items():
+    files |= {"list": "images = [1]", "twice": "images = 1\nimages = 2", "nul": "image\0s = 1"}
+    for name, text in {**files, "escaped": r'data = "a\u0000b"'}.items():
         (tmp_path / f"{name}.toml").write_text(text)
-    name, *flags = command.format(tmp=tmp_path).split()
+    (tmp_path / "utf16.toml").write_text("images = 5", encoding="utf-16")
+    texts = {"tmp": tmp_path, "digits": "9" * 5000, "short": "9" * 97 + "..."}
+    name, *flags = command.format(**texts).split()
     with pytest.raises(UsageError) as error:
         load(COMMANDS[name], flags)
-    assert str(error.value) == answer.format(tmp=tmp_path)
+    assert str(error.value) == answer.format(**texts)
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    """As Windows' editor saves one."""
+    (tmp_path / "c.toml").write_text("images = 5", encoding="utf-8-sig")
+    assert load(train.TrainSettings, ["--config", str(tmp_path / "c.toml")]).images == 5
+
+
+NEEDED = {"ingest": ["--source=digits"], "generate": ["--count=5"], "curate": ["--rule=top"]}
+ODD = ["", "~nobody", "\u00b2", "nan", "9" * 5000, "1e400", "a\0b", "a\nb", "\udcff"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_odd_value_of_any_flag_is_taken_or_refused_in_a_line(name: str) -> None:
+    """The longest, the strangest, and what no line can hold: an empty text is as good as none."""
+    for field, odd in product(COMMANDS[name].model_fields, ODD):
+        flag = f"--{field.replace('_', '-')}={odd}"
+        try:
+            told = str(load(COMMANDS[name], [*NEEDED.get(name, []), flag]).describe())
+        except UsageError as error:
+            told = str(error)
+        assert told.isprintable(), flag
+        told.encode()
+
+
+@pytest.mark.parametrize(
+    ("variable", "answer"),
+    [
+        ("GANMILL_SHRD_SIZE", "did you mean GANMILL_SHARD_SIZE?"),
+        ("GANMILL_CUONT", "did you mean GANMILL_COUNT?"),
+        ("GANMILL_ROOT_PATH", "did you mean GANMILL_ROOT?"),
+    ],
+)
+def test_a_misspelt_variable_is_refused(variable: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "5")
+    with pytest.raises(UsageError) as error:
+        load(train.TrainSettings, [])
+    assert str(error.value) == f"{variable} in the environment: unknown setting; {answer}"
+
+
+def test_variables_of_other_commands_and_of_kubernetes_are_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every pod Kubernetes names each Service of the namespace, and infra/k8s has a cluster `ganmill`."""
+    for variable in (
+        *("GANMILL_COUNT", "GANMILL_HEAD_SVC_SERVICE_HOST", "GANMILL_HEAD_SVC_SERVICE_PORT"),
+        *("GANMILL_HEAD_SVC_SERVICE_PORT_GCS_SERVER", "GANMILL_HEAD_SVC_PORT", "GANMILL_HEAD_SVC_PORT_6379_TCP"),
+        *("GANMILL_HEAD_SVC_PORT_6379_TCP_ADDR", "GANMILL_SERVICE_HOST", "GANMILL_PORT"),
+    ):
+        monkeypatch.setenv(variable, "tcp://10.0.0.1:6379")
+    load(train.TrainSettings, [])
+
+
+def test_the_variables_are_the_settings_of_all_commands() -> None:
+    assert {name for settings in COMMANDS.values() for name in settings.model_fields} == environment.NAMES
 
 
 @pytest.mark.parametrize("settings", [ingest.IngestSettings, train.TrainSettings])

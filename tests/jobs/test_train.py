@@ -84,7 +84,7 @@ def test_a_run_leaves(digits_run: Path) -> None:
     assert len(digest) == 64
     [curves] = (digits_run / "tensorboard").iterdir()
     assert curves.name.startswith("events.out.tfevents.")
-    assert list(Path(tempfile.gettempdir()).glob(f"ganmill-tensorboard-*/{curves.name}")) == []
+    assert list(Path(tempfile.gettempdir()).glob(f"ganmill-scratch-*/{curves.name}")) == []
     events = EventAccumulator(str(curves), size_guidance={"histograms": 0}).Reload()  # type: ignore[no-untyped-call]
     assert {*events.Tags()["scalars"]} == {*SCALARS}
     for name in ("logits/real", "logits/fake"):
