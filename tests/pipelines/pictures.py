@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from pipelines import dataset, images
@@ -40,6 +41,11 @@ LETTERS = "aB7éß日😀\u0301 -_+%#?*[]'\"(),;=&@"
 ENDINGS = (".png", ".PNG", ".Png", ".jpg", ".JPEG", ".jpeg", ".webp", ".GIF", ".bmp", ".tif", ".TIFF", ".avif", ".ppm")
 OTHERS = (".txt", ".TXT", ".json", ".png.bak", "")
 _DISK = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a sync costs nothing there
+
+
+def examples(share: float) -> settings:
+    """More examples than other properties have, or fewer, whatever the profile says (tests/conftest.py)."""
+    return settings(max_examples=max(1, int(share * settings.default.max_examples)))
 
 
 @contextmanager
@@ -77,6 +83,7 @@ class Laid(NamedTuple):
     url: str
     choice: Choice
     listed: dict[str, tuple[Any, str | None]]
+    ignored: int = 0  # what lies there beside the images
 
     def open(self) -> Source:
         return open_source(self.url, kind_of(self.url), self.choice)
@@ -154,7 +161,7 @@ class FolderPile:
 
     def lay(self, root: Path) -> Laid:
         _write(root / "pile", self.tree.files)
-        return Laid(f"{root}/pile", Choice(), self.tree.listed)
+        return Laid(f"{root}/pile", Choice(), self.tree.listed, len(self.tree.others))
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ class ZipPile:
             archive.writestr("empty folder/", b"")
             for name, data in self.tree.files.items():
                 archive.writestr(name, data)
-        return Laid(f"{root}/{self.name}", Choice(), self.tree.listed)
+        return Laid(f"{root}/{self.name}", Choice(), self.tree.listed, len(self.tree.others))
 
 
 class TarForm(NamedTuple):
@@ -216,7 +223,7 @@ class TarPile:
     def lay(self, root: Path) -> Laid:
         ending = self.name.lower().rpartition(".")[2]
         tar(root / self.name, self.tree.files, self.form, {"tar": "", "tgz": "gz"}.get(ending, ending))
-        return Laid(f"{root}/{self.name}", Choice(), self.tree.listed)
+        return Laid(f"{root}/{self.name}", Choice(), self.tree.listed, len(self.tree.others))
 
 
 class WebSample(NamedTuple):
@@ -244,7 +251,8 @@ class WebDatasetPile:
                 if not sample.pictures:
                     listed[f"{name}/{key}"] = "no image in the sample", sample.label
             tar(root / "pile" / name, members, self.form)
-        return Laid(f"{root}/pile", Choice(label_column="kind" if self.labels.lower() == "json" else None), listed)
+        column = "kind" if self.labels.lower() == "json" else None
+        return Laid(f"{root}/pile", Choice(label_column=column), listed, sum(map(len, self.tars.values())))
 
     def _members(self, key: str, sample: WebSample) -> dict[str, bytes]:
         """A sample's files, in an order that need not be that of any other's."""
@@ -302,7 +310,8 @@ class ParquetPile:
             pq.write_table(self._table(rows), path, row_group_size=self.group, data_page_size=256)
             for number, row in enumerate(rows):
                 listed[f"{name}#{number}"] = row.picture.content if row.picture else "empty", self._label(row.label)
-        return Laid(f"{root}/pile", Choice(), listed)
+        (root / "pile" / "README.md").write_text("pictures")
+        return Laid(f"{root}/pile", Choice(), listed, 1)
 
     def _label(self, label: int | None) -> str | None:
         if label is None or self.label == "none" or (self.label == "ClassLabel" and label < 0):
@@ -334,8 +343,8 @@ class ParquetPile:
 
 @st.composite
 def parquet_piles(draw: st.DrawFn) -> ParquetPile:
-    label = draw(st.sampled_from(("none", "int64", "string", "dictionary", "ClassLabel")))
-    known = st.integers(-1 if label in ("int64", "ClassLabel") else 0, len(ParquetPile.names) - 1)
+    label = draw(st.sampled_from(("int64", "ClassLabel", "string", "dictionary", "none")))
+    known = st.sampled_from((0, 1, 3, -1) if label in ("int64", "ClassLabel") else (0, 1, 3))
     names = draw(
         st.lists(
             st.sampled_from(("a.parquet", "B.PARQUET", "0000.parquet", "deep/0000.parquet", "a b#1.Parquet")),
@@ -430,7 +439,7 @@ class IdxPile:
                     name = name[: len(name) - len(self.ending)]
                     listed = {f"{name}#{n}": (picture, str(its[n])) for n, picture in enumerate(pictures)}
         prefix = self.prefix.upper() if self.upper else self.prefix
-        return Laid(f"{root}/pile", Choice(f"{prefix}{self.split}"), listed)
+        return Laid(f"{root}/pile", Choice(f"{prefix}{self.split}"), listed, 2)
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -27,7 +27,7 @@ from pipelines.manifest import part_name, tar_name
 from pipelines.selection import Facts
 from pipelines.sources import Choice, open_source
 from pipelines.storage import Folder, MissingError
-from tests.pipelines.pictures import SealedPile, commit, png, scratch
+from tests.pipelines.pictures import SealedPile, commit, examples, png, scratch
 
 GONE = {3, 4, 10}  # indices that were rejected
 SHARD_SIZE = 3
@@ -282,6 +282,4 @@ class Laws(RuleBasedStateMachine):
 
 
 TestLaws = Laws.TestCase
-TestLaws.settings = settings(
-    settings.default, max_examples=max(25, settings.default.max_examples // 3), stateful_step_count=15
-)
+TestLaws.settings = settings(examples(1), stateful_step_count=15)

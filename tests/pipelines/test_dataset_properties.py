@@ -29,10 +29,10 @@ from pipelines.shards import Sample, ShardError
 from pipelines.sources import Item
 from pipelines.sources.tars import read_pieces
 from pipelines.storage import Folder, StorageError
-from tests.pipelines.pictures import SealedPile, commit, make, pixels, png, scratch, sealed_piles
+from tests.pipelines.pictures import SealedPile, commit, examples, make, pixels, png, scratch, sealed_piles
 
 REFUSALS = (CorruptError, DatasetError, PartError, ShardError, StorageError)
-ON_S3 = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+ON_S3 = settings(examples(0.15), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 contents = st.integers(0, 2**32 - 1).flatmap(
     lambda seed: st.sampled_from((0, 1, 7, 511, 512, 513, 1024, 9999, 20_480)).map(
@@ -381,7 +381,7 @@ DISAGREEMENTS = {
 
 
 @pytest.mark.parametrize("change", DISAGREEMENTS)
-@settings(max_examples=6)
+@examples(0.25)
 @given(data=st.data(), count=st.integers(2, 12), shard_size=st.integers(2, 5))
 def test_verify_refuses_a_tar_and_a_part_that_disagree_though_the_seal_agrees_with_both(
     change: str, data: st.DataObject, count: int, shard_size: int
@@ -419,7 +419,7 @@ def rewritten(part: bytes, rows: dict[str, list[Any]]) -> bytes:
 
 
 @pytest.mark.parametrize("what", ["index", "label", "no label", "size", "no image", "short", "twice"])
-@settings(max_examples=6)
+@examples(0.25)
 @given(data=st.data(), pile=sealed_piles)
 def test_readers_refuse_a_sample_that_no_shard_of_the_dataset_can_hold(
     what: str, data: st.DataObject, pile: SealedPile
