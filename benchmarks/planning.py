@@ -51,7 +51,7 @@ def simulate(place: Path, num_shards: int) -> Folder:
     """A dataset that a crash left unsealed with all shards done."""
     folder = Folder(str(place))
     dataset.claim(folder, identity(num_shards), {})
-    journal = dataset.Journal(folder)
+    journal = dataset.Journal(folder, identity(num_shards))
     journal.SHARDS_A_FILE = 10_000  # to make it quickly; its size does not change what is measured
     for shard in range(3):
         samples = [Sample(shard, IMAGE, None)]
@@ -78,7 +78,7 @@ def measure(num_shards: int) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         todo, listing = timed(lambda: dataset.missing(folder, num_shards))
         assert todo == []
-        journal, reading = timed(lambda: dataset.Journal(folder))
+        journal, reading = timed(lambda: dataset.Journal(folder, identity(num_shards)))
         found, joining = timed(lambda: dict(_by_number(folder, num_shards, journal)))
         extras = card.files(folder, identity(num_shards), found)
         index, sealing = timed(lambda: dataset.seal(folder, identity(num_shards), found, extras))

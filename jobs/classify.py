@@ -12,11 +12,12 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from dcgan import classifier, model_files
-from jobs import cluster
+from jobs import cluster, gather
 from jobs.cluster import Pool
 from jobs.gather import PARTS
 from jobs.settings import LostWorkError
 from pipelines import claim, dataset, loader, order, selection
+from pipelines.dataset import CorruptError
 from pipelines.storage import Folder
 
 _SHUFFLE = 16_384
@@ -75,8 +76,10 @@ class Teach:
         wrong_N = np.concatenate(
             [classifier.classify(learnt, images_NHWC) != label_N for images_NHWC, label_N in _all(lesson.tested)]
         )
-        self.output.write(lesson.weights, model_files.to_bytes(learnt.state_dict()))
-        self.output.write(lesson.answers, save({"wrong": wrong_N}))  # last: with it the lesson is over
+        weights = model_files.to_bytes(learnt.state_dict())
+        self.output.write(lesson.weights, weights)
+        answers = {"wrong": wrong_N, "weights": _sha256(weights)}
+        gather.write_checked(self.output, lesson.answers, save(answers))  # last: with it the lesson is over
         return {}
 
 
@@ -95,7 +98,23 @@ def teach(lessons: Mapping[str, Lesson], output: Folder, pool: Pool) -> dict[str
     bad = [done for done in cluster.map_shards(Teach, arguments, missing, pool) if done.error]
     if bad:
         raise LostWorkError(f"the classifier of {ordered[bad[0].shard].trained} was not trained: {bad[0].error}")
-    return {role: load(output.read(lesson.answers))["wrong"] for role, lesson in lessons.items()}
+    return {role: _answers(output, lesson) for role, lesson in lessons.items()}
+
+
+def _answers(output: Folder, lesson: Lesson) -> np.ndarray:
+    """Which images a lesson's classifier got wrong. Raises CorruptError if its weights are not those that answered."""
+    answers = load(gather.read_checked(output, lesson.answers))
+    if not np.array_equal(_sha256(output.read(lesson.weights)), answers["weights"]):
+        raise CorruptError(
+            f"{output}/{lesson.weights}: changed since they were written; delete {output}/{PARTS} and start the same "
+            "command again"
+        )
+    wrong_N: np.ndarray = answers["wrong"]
+    return wrong_N
+
+
+def _sha256(data: bytes) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
 
 
 def _all(url: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -29,11 +29,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from dcgan import arithmetic
 from dcgan.arithmetic import Arithmetic
 from jobs import monitoring, signals
-from jobs.settings import WAIT_S, LostWorkError, UsageError
-from pipelines.dataset import CorruptError
-from pipelines.sources import SourceError
+from jobs.settings import FAILURES, USER_ERRORS, WAIT_S, LostWorkError, UsageError
 
-DAMAGE = (CorruptError, SourceError)  # of data that a worker read
 # Blocks are the plan's unit of scheduling; more of them cost the driver memory, fewer cost the user progress.
 MAX_BLOCKS = 10_000
 # A poisoned shard shall not hide the good ones behind it; a poisoned job shall not go on for a million shards.
@@ -352,5 +349,6 @@ class _Actor:
             result = self._ready(shard)
         except Exception as problem:  # the boundary to Ray: whatever it was, it is told by shard and fails the job
             error = f"{type(problem).__name__}: {problem}"
-            trace = "" if isinstance(problem, DAMAGE) else traceback.format_exc()
+            known = isinstance(problem, (*USER_ERRORS, *FAILURES))  # bad data or storage: its text says what to do
+            trace = "" if known else traceback.format_exc()
         return {"shard": [shard], "result": [json.dumps(result)], "error": [error], "trace": [trace]}

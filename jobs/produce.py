@@ -52,9 +52,11 @@ def produce(
     total = dataset.num_shards(identity)
     missing = dataset.missing(folder, total)
     if not missing and dataset.SEAL in folder.list():
-        dataset.Journal(folder).delete()
+        dataset.Journal(folder, identity).delete()
+        index = dataset.open_sealed(folder)
+        dataset.check_listed(folder, index)
         print(f"{command}: {folder} is complete and sealed; nothing to do", flush=True)
-        return Product(dataset.open_sealed(folder), [], 0, 0.0)
+        return Product(index, [], 0, 0.0)
     if len(missing) < total:
         print(f"{command}: going on: {total - len(missing):,} of {total:,} shards are done", flush=True)
     todo = missing[:limit]
@@ -64,7 +66,7 @@ def produce(
     why = ""
     before = int(identity["count"]) - sum(len(dataset.shard_range(identity, shard)) for shard in missing)
     done_images = before
-    journal = dataset.Journal(folder)
+    journal = dataset.Journal(folder, identity)
     with last_words(f"{command}: error: {ended(folder, len(todo))}"):
         with Progress(command, int(identity["count"]), "images", done=before) as progress:
             try:

@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines import images, manifest
-from pipelines.images import Pixels
+from pipelines import dataset, images, manifest
+from pipelines.dataset import CorruptError
+from pipelines.images import ImageError, Pixels
 from pipelines.manifest import EXTRA, ShardRecord
 from pipelines.storage import Folder
 
@@ -50,8 +51,7 @@ def _preview(folder: Folder, identity: Mapping[str, Any], records: Mapping[int, 
     for row in _first_rows(folder, records):
         row_images = found.get(row["label"])
         if row_images is not None and len(row_images) < columns:
-            data = folder.read_range(manifest.tar_name(row["shard"]), row["offset"], row["size"])
-            row_images.append(images.decode(data, identity["channels"]))
+            row_images.append(_image(folder, row, identity["channels"]))
         elif all(len(row_images) == columns for row_images in found.values()):
             break
     if not classes:
@@ -60,11 +60,23 @@ def _preview(folder: Folder, identity: Mapping[str, Any], records: Mapping[int, 
     return [row_images for row_images in found.values() if row_images]
 
 
+def _image(folder: Folder, row: Mapping[str, Any], channels: int) -> Pixels:
+    """An image of a shard that may be an earlier run's. Raises CorruptError naming it, and what to do about it."""
+    try:
+        return images.decode(dataset.read_image(folder, row), channels)
+    except (CorruptError, ImageError) as error:
+        why = str(error)
+        if isinstance(error, ImageError):
+            why = f"{folder}/{manifest.tar_name(row['shard'])}: sample {row['key']}: {error}"
+        raise CorruptError(f"{why}; {dataset.remake(row['shard'])}") from error
+
+
 def _first_rows(folder: Folder, records: Mapping[int, ShardRecord]) -> Iterator[dict[str, Any]]:
     for shard in [shard for shard in sorted(records) if records[shard].samples][:3]:
-        name = manifest.part_name(shard)
-        part = manifest.decode(folder.read(name), f"{folder}/{name}")
-        yield from part.table.select(["label", "shard", "offset", "size"]).to_pylist()
+        part, record = dataset.read_part(folder, shard)
+        if record != records[shard]:  # an earlier run's, whose journal knows better
+            raise CorruptError(f"{folder}/{record.part}: is not as it was written; {dataset.remake(shard)}")
+        yield from part.table.select(["key", "label", "shard", "offset", "size", "sha256"]).to_pylist()
 
 
 def _totals(records: Mapping[int, ShardRecord]) -> tuple[int, int]:

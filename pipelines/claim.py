@@ -35,6 +35,16 @@ def encode(identity: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapp
     return canonical({**(facts or {}), "format": FORMAT, "identity": identity, "settings": settings}) + b"\n"
 
 
+def damage(claimed: Any) -> str:
+    """What a claim lacks, in words; empty for a whole one."""
+    if not isinstance(claimed, dict):
+        return "it is not a JSON object"
+    lacking = [name for name in ("identity", "settings") if not isinstance(claimed.get(name), dict)]
+    if lacking:
+        return f"it has no {lacking[0]}"
+    return "" if claimed.get("format") == FORMAT else f"format {str(claimed.get('format'))[:40]}, not {FORMAT}"
+
+
 def take(
     folder: Folder,
     name: str,
@@ -49,10 +59,12 @@ def take(
     if folder.create(name, encode(identity, settings, facts)):
         return []
     try:
-        before = json.loads(folder.read(name, MAX_CLAIM_BYTES))["identity"]
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ClaimError(f"{folder}/{name}: damaged, not a claim: {error!r}; use another folder") from error
-    return list(_differences(before, json.loads(canonical(identity))))
+        before = json.loads(folder.read(name, MAX_CLAIM_BYTES))
+    except (RecursionError, ValueError) as error:
+        raise ClaimError(f"{folder}/{name}: damaged, not a claim: {error}; use another folder") from error
+    if why := damage(before):
+        raise ClaimError(f"{folder}/{name}: damaged, not a claim: {why}; use another folder")
+    return list(_differences(before["identity"], json.loads(canonical(identity))))
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[Difference]:

@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from pipelines import claim as claim_file
-from pipelines import manifest, schema, shards
+from pipelines import images, manifest, schema, shards
 from pipelines.claim import FORMAT, ClaimError, canonical
 from pipelines.dimensions import dimensions
-from pipelines.manifest import Part, Reject, ShardRecord
-from pipelines.schema import SchemaError
+from pipelines.images import ImageError, Pixels
+from pipelines.manifest import Part, PartError, Reject, ShardRecord
+from pipelines.schema import MAX_PART_BYTES, SchemaError
+from pipelines.shards import CorruptError as CorruptError  # readers of datasets know it from here
 from pipelines.shards import Sample
-from pipelines.storage import Folder, MissingError, TooLargeError
+from pipelines.storage import Folder, MissingError, StorageError, TooLargeError
 
 CLAIM = "dataset.json"
 SEAL = "index.json"
@@ -37,10 +39,6 @@ MAX_FILE_BYTES = 4 << 30  # of what lies beside the shards; the largest is a mod
 
 class DatasetError(ValueError):
     """A dataset that is missing, not sealed, or not what was asked for: one line that says what to do."""
-
-
-class CorruptError(ValueError):
-    """A dataset whose bytes are not those that were sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +124,11 @@ def read_claim(folder: Folder) -> dict[str, Any]:
     except MissingError as error:
         raise DatasetError(f"{folder}: no dataset here ({CLAIM} is missing); check the URL") from error
     claimed: dict[str, Any] = _json(data, f"{folder}/{CLAIM}")
-    if claimed.get("format") != FORMAT or not isinstance(claimed.get("identity"), dict):
+    if claimed.get("format") != FORMAT:
         version = str(claimed.get("format"))[:40]
         raise DatasetError(f"{folder}/{CLAIM}: format {version}; this version reads format {FORMAT}")
+    if damage := claim_file.damage(claimed):
+        raise CorruptError(f"{folder}/{CLAIM}: damaged, not a claim: {damage}")
     try:
         schema.check_identity(claimed["identity"])
     except SchemaError as error:
@@ -164,19 +164,31 @@ class Journal:
     """The records of finished shards, some hundreds to a file, so that a restart needs no request a shard.
 
     Only a shortcut: a shard that it does not know is read, and a record that does not fit the part's listed size is not
-    used. Its files go when the dataset is sealed.
+    used. Each file holds its own hash, taken over the dataset's identity too: one that is damaged, or of another
+    dataset, is as good as none. Its files go when the dataset is sealed.
     """
 
     SHARDS_A_FILE = 256
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, folder: Folder, identity: Mapping[str, Any]) -> None:
+        self._folder, self.identity = folder, identity
         self._names = sorted(folder.list("journal"))
         self._new: list[ShardRecord] = []
         self.records: dict[int, ShardRecord] = {}
         for name in self._names:
-            for entry in json.loads(folder.read(f"journal/{name}")):
+            for entry in self._read(f"journal/{name}"):
                 self.records[entry["shard"]] = ShardRecord(**entry)
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        try:
+            noted = json.loads(self._folder.read(name))
+            entries: list[dict[str, Any]] = noted["records"]
+            return entries if noted["sha256"] == self._hash(entries) else []
+        except (KeyError, RecursionError, TypeError, ValueError, StorageError):
+            return []
+
+    def _hash(self, entries: list[dict[str, Any]]) -> str:
+        return hashlib.sha256(canonical([self.identity, entries])).hexdigest()
 
     def add(self, record: ShardRecord, has_rejects: bool) -> None:
         """Note a finished shard. One with rejects is left out: they stand in its part only."""
@@ -191,7 +203,8 @@ class Journal:
         if noted:
             name = f"{noted[0].shard:06d}.json"
             with contextlib.suppress(OSError):
-                self._folder.write(f"journal/{name}", canonical([asdict(record) for record in noted]))
+                entries = [asdict(record) for record in noted]
+                self._folder.write(f"journal/{name}", canonical({"records": entries, "sha256": self._hash(entries)}))
                 self._names.append(name)
 
     def delete(self) -> None:
@@ -215,7 +228,11 @@ def discard(folder: Folder, name: str) -> None:
 def records_of(
     folder: Folder, numbers: Iterable[int], journal: Journal
 ) -> Iterator[tuple[ShardRecord, tuple[Reject, ...]]]:
-    """The records and rejects of shards that earlier runs finished: from the journal, else from their parts."""
+    """The records and rejects of shards that earlier runs finished: from the journal, else from their parts.
+
+    Raises: CorruptError naming a part that is damaged, or of another dataset. A tar is not read again: the seal names
+    the hash that was written down with it, by which readers and verify find what has changed since.
+    """
     sizes = folder.list("manifest")
     unknown = []
     for number in numbers:
@@ -225,16 +242,67 @@ def records_of(
         else:
             unknown.append(number)
     with ThreadPoolExecutor(32) as readers:
-        for part, record in readers.map(lambda number: read_part(folder, number), unknown):
+        for part, record in readers.map(lambda number: _finished(folder, journal.identity, number), unknown):
             yield record, part.rejects
 
 
+def _finished(folder: Folder, identity: Mapping[str, Any], shard: int) -> tuple[Part, ShardRecord]:
+    """A shard of an earlier run. Its part is whole and of this dataset; its first image is the one that it names."""
+    try:
+        part, record = read_part(folder, shard)
+        where = f"{folder}/{record.part}"
+        check_rows(identity, part, shard, where)
+        if len(part.table):
+            read_image(folder, part.table.slice(0, 1).to_pylist()[0])
+    except CorruptError as error:
+        raise CorruptError(f"{error}; {remake(shard)}") from error
+    return part, record
+
+
+def remake(shard: int) -> str:
+    """What to do about a shard of a dataset in the making."""
+    return f"delete {manifest.part_name(shard)} and start the same command again: the shard is made anew"
+
+
 def read_part(folder: Folder, shard: int) -> tuple[Part, ShardRecord]:
-    """One shard's manifest rows, and what a seal says of it."""
+    """One shard's manifest rows, and what a seal says of it. Raises PartError for a file that is no part."""
     name = manifest.part_name(shard)
-    data = folder.read(name)
+    try:
+        data = folder.read(name, MAX_PART_BYTES)
+    except TooLargeError as error:
+        raise PartError(str(error)) from error
     part = manifest.decode(data, f"{folder}/{name}")
     return part, manifest.record(data, part)
+
+
+def read_image(folder: Folder, row: Mapping[str, Any]) -> bytes:
+    """An image by its row of the manifest: a range read. Raises CorruptError naming tar and sample for other bytes."""
+    tar = manifest.tar_name(row["shard"])
+    try:
+        image = folder.read_range(tar, row["offset"], row["size"])
+    except StorageError as error:  # missing, or cut short
+        raise CorruptError(str(error)) from error
+    if hashlib.sha256(image).digest() != row["sha256"]:
+        raise CorruptError(f"{folder}/{tar}: sample {row['key']} is not what its row in the manifest says")
+    return image
+
+
+def check_rows(identity: Mapping[str, Any], part: Part, shard: int, where: str) -> None:
+    """That a part is of this shard and dataset, as far as it tells. Raises CorruptError; `where` is the part's URL."""
+    owned = shard_range(identity, shard)
+    rejected = {reject.index for reject in part.rejects}
+    kept = [index for index in owned if index not in rejected]
+    columns = part.table.column_names
+    if columns != manifest.columns(identity["producer"]):
+        raise CorruptError(f"{where}: its columns are {', '.join(columns)}, not those of {identity['producer']}")
+    if part.table["index"].to_pylist() != kept or part.shard != shard:
+        raise CorruptError(f"{where}: its rows are not the indices {owned.start} to {owned.stop - 1}")
+    expected: dict[str, list[Any]] = {"key": [shards.key(index) for index in kept], "shard": [shard] * len(kept)}
+    if "seed" in columns:
+        expected["seed"] = [identity["seed_start"] + index for index in kept]
+    for name, values in expected.items():
+        if part.table[name].to_pylist() != values:
+            raise CorruptError(f"{where}: its column {name} is not that of its indices")
 
 
 def seal(
@@ -250,11 +318,7 @@ def seal(
             existing: names of files that are there already and are sealed too.
     Raises: CorruptError naming shards that are missing or short.
     """
-    listed = {**_prefixed(folder, "shards"), **_prefixed(folder, "manifest")}
-    expected = {}
-    for record in records.values():
-        expected[record.tar], expected[record.part] = record.bytes, record.part_bytes
-    wrong = sorted(name for name, size in expected.items() if listed.get(name) != size)
+    wrong = _not_listed(folder, records.values())
     if wrong or sorted(records) != list(range(num_shards(identity))):
         raise CorruptError(
             f"{folder}: cannot be sealed: missing or of another size: {', '.join(wrong[:10]) or 'shards'}; "
@@ -365,8 +429,18 @@ def check_files(folder: Folder, index: Index) -> None:
         raise CorruptError(f"{folder}/{strangers[0]}: not in the seal")
 
 
+def check_listed(folder: Folder, index: Index) -> None:
+    """That every shard and part is there, of its size: what one listing of each tells. Raises CorruptError."""
+    if wrong := _not_listed(folder, index.shards):
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise CorruptError(
+            f"{folder}/{wrong[0]}: missing, or of another size than was sealed{more}; to have it made anew delete "
+            f"{SEAL} and its part under manifest/, and start the same command again"
+        )
+
+
 def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
-    """Check one shard: both hashes, and that tar and part say the same of every sample, one for one.
+    """Check one shard: both hashes, that tar and part say the same of every sample, one for one, and every image.
 
     Returns the number of samples, counted in the tar. Raises CorruptError naming file and sample.
     """
@@ -374,10 +448,7 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
     data = read_shard(folder, record)
     part = read_sealed_part(folder, record)
     rows = part.table.to_pylist()
-    owned = shard_range(index.identity, record.shard)
-    rejected = {reject.index for reject in part.rejects}
-    if [row["index"] for row in rows] != [i for i in owned if i not in rejected] or part.shard != record.shard:
-        raise CorruptError(f"{folder}/{record.part}: its rows are not the indices {owned.start} to {owned.stop - 1}")
+    check_rows(index.identity, part, record.shard, f"{folder}/{record.part}")
     found = list(samples(folder, index, record))
     if len(found) != len(rows):
         raise CorruptError(f"{where}: {len(found)} samples, its part has {len(rows)} rows")
@@ -385,14 +456,25 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
         image = data[row["offset"] : row["offset"] + row["size"]]
         if (
             sample.index != row["index"]
-            or row["key"] != shards.key(row["index"])
-            or row["shard"] != record.shard
             or sample.label != row["label"]
             or image != sample.image
             or hashlib.sha256(image).digest() != row["sha256"]
         ):
             raise CorruptError(f"{where}: sample {row['key']} is not what its row in {record.part} says")
+        pixels(folder, index, sample)
     return len(found)
+
+
+def pixels(folder: Folder, index: Index, sample: Sample) -> Pixels:
+    """A sealed sample's image, decoded. Raises CorruptError naming shard and sample for one that cannot be."""
+    try:
+        image = images.decode(sample.image, index.image_shape[2])
+        if image.shape != index.image_shape:
+            raise ImageError(f"{'x'.join(map(str, image.shape))} pixels")
+        return image
+    except ImageError as error:
+        tar = manifest.tar_name(sample.index // index.identity["shard_size"])
+        raise CorruptError(f"{folder}/{tar}: sample {shards.key(sample.index)}: its image is {error}") from error
 
 
 def _copies(index: Index, owned: range) -> np.ndarray:
@@ -432,6 +514,13 @@ def _checked(folder: Folder, name: str, size: int | None, sha256: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptError(f"{folder}/{name}: changed after the seal (its sha256 is another)")
     return data
+
+
+def _not_listed(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:
+    """The shards and parts that the listings do not have, or with another size."""
+    listed = {**_prefixed(folder, "shards"), **_prefixed(folder, "manifest")}
+    sizes = {name: size for r in records for name, size in ((r.tar, r.bytes), (r.part, r.part_bytes))}
+    return sorted(name for name, size in sizes.items() if listed.get(name) != size)
 
 
 def _prefixed(folder: Folder, name: str) -> dict[str, int]:

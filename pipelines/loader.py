@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from pipelines import dataset, images, order, shards
+from pipelines import dataset, order, shards
 from pipelines.dataset import Index
 from pipelines.images import Pixels
 from pipelines.manifest import ShardRecord
@@ -68,11 +68,10 @@ def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, ste
 
 def in_order(folder: Folder, index: Index, record: ShardRecord, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A shard's images_NHWC and label_N (-1 without a class), `size` at a time, as they lie there."""
-    channels = index.image_shape[2]
     line = dataset.samples(folder, index, record)
     while taken := list(islice(line, size)):
         labels = [-1 if sample.label is None else sample.label for sample in taken]
-        yield np.stack([images.decode(sample.image, channels) for sample in taken]), np.array(labels, np.int64)
+        yield np.stack([dataset.pixels(folder, index, sample) for sample in taken]), np.array(labels, np.int64)
 
 
 def at(folder: Folder, index: Index, position: int) -> tuple[str, Pixels]:
@@ -80,13 +79,12 @@ def at(folder: Folder, index: Index, position: int) -> tuple[str, Pixels]:
     for record in index.shards:
         if position < record.samples:
             sample = next(islice(dataset.samples(folder, index, record), position, None))
-            return shards.key(sample.index), images.decode(sample.image, index.image_shape[2])
+            return shards.key(sample.index), dataset.pixels(folder, index, sample)
         position -= record.samples
     raise IndexError(position)
 
 
 def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Iterator[Batch]:
-    channels = index.image_shape[2]
     share = order.share(plan, rank, world)
     epoch, first = divmod(step, plan.steps_per_epoch)
     while True:
@@ -94,7 +92,7 @@ def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, st
         for _ in range(first, plan.steps_per_epoch):
             taken = [sample for stream in streams for sample in islice(stream, plan.stream_batch)]
             yield Batch(
-                np.stack([images.decode(sample.image, channels) for sample in taken]),
+                np.stack([dataset.pixels(folder, index, sample) for sample in taken]),
                 np.array([sample.label or 0 for sample in taken], np.int64),
                 share.start * plan.stream_batch,
             )

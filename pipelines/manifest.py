@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.schema import MAX_PART_BYTES, MAX_SHARD_IMAGES
-from pipelines.shards import Packed, key
+from pipelines.shards import CorruptError, Packed, key
 
 COLUMNS = pa.schema(
     [
@@ -44,7 +44,7 @@ MAX_TEXT_BYTES = 1 << 16  # of a source's name
 _REJECTS = pa.schema([("index", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
 
-class PartError(ValueError):
+class PartError(CorruptError):
     """A manifest part that does not hold what it should."""
 
 
@@ -94,6 +94,11 @@ def tar_name(shard: int) -> str:
 
 def part_name(shard: int) -> str:
     return f"manifest/{shard:06d}.parquet"
+
+
+def columns(producer: str) -> list[str]:
+    """The names of a part's columns, in order."""
+    return [field.name for field in _FIELDS[producer]]
 
 
 def encode(

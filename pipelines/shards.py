@@ -36,7 +36,11 @@ _HEADER = re.compile(
 )
 
 
-class ShardError(ValueError):
+class CorruptError(ValueError):
+    """Bytes that are not those that were written; the text names the file."""
+
+
+class ShardError(CorruptError):
     """A shard that does not hold what it should."""
 
 

@@ -31,6 +31,7 @@ WITHOUT_RAY = (
         "jobs/test_scratch.py",
         "jobs/test_symptoms.py",
         "test_attacks.py",
+        "test_damage.py",
         "test_imports.py",
     ),
     *(f"infra/test_{name}.py" for name in PLAIN_INFRA),

@@ -5,6 +5,7 @@ proxy (tests/faults.py) that fails as stores do. Each test compares with one und
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -185,15 +186,17 @@ def half_a_seal(folder: Path) -> None:
 def a_journal_that_knows_more(folder: Path) -> None:
     """The journal has a shard whose part is gone, and one of another size."""
     records = [dataset.read_part(Folder(str(folder)), shard)[1] for shard in range(5)]
-    journal = dataset.Journal(Folder(str(folder)))
+    identity = dataset.read_claim(Folder(str(folder)))["identity"]
+    journal = dataset.Journal(Folder(str(folder)), identity)
     for record in records:
         journal.add(record, has_rejects=False)
     journal.flush()
     (folder / "manifest" / "000003.parquet").unlink()
     written = folder / "journal" / "000000.json"
-    entries = json.loads(written.read_bytes())
+    entries = json.loads(written.read_bytes())["records"]
     entries[1] = {**entries[1], "part_bytes": 1, "sha256": "0" * 64}
-    written.write_bytes(claim.canonical(entries))
+    digest = hashlib.sha256(claim.canonical([identity, entries])).hexdigest()
+    written.write_bytes(claim.canonical({"records": entries, "sha256": digest}))
 
 
 @pytest.fixture(scope="class")

@@ -9,6 +9,7 @@ them. Only its URL travels; workers open it themselves.
 """
 
 from pipelines import dataset
+from pipelines.manifest import part_name
 from pipelines.sources.arrays import digits, idx, idx_splits, is_array
 from pipelines.sources.base import IMAGE_ENDINGS, Choice, Content, Item, Source, SourceError, is_image, is_junk
 from pipelines.sources.files import FolderSource, ListSource, ZipSource
@@ -38,8 +39,8 @@ def kind_of(url: str) -> str:
         if name.endswith(endings):
             return kind
     folder = Folder(url)
-    if folder.exists(dataset.CLAIM):
-        return "dataset"
+    if folder.exists(dataset.CLAIM) or (folder.exists(dataset.SEAL) and folder.exists(part_name(0))):
+        return "dataset"  # one that lost its claim too: it is refused, and not read as tars without a check
     seen = set[str]()
     arrays = []
     for name, _ in folder.walk():  # all of them: what is rare may come last

@@ -192,7 +192,7 @@ def test_a_larger_count_extends(make: Make, plain: Path, tmp_path: Path) -> None
 
 
 def test_a_lost_shard_fails_the_job(make: Make, plain: Path, tmp_path: Path, job: Job, digits_run: Path) -> None:
-    """Shard 2 cannot be published. The command joins the tests' Ray; its full trace is ours to see."""
+    """Shard 2 cannot be published. The command joins the tests' Ray."""
     output = tmp_path / "synthetic"
     obstacle = output / "shards" / "000002.tar"
     obstacle.mkdir(parents=True)
@@ -207,7 +207,7 @@ def test_a_lost_shard_fails_the_job(make: Make, plain: Path, tmp_path: Path, job
     lines = done.stderr.splitlines()
     assert lines[-1] == f"generate: error: {lost}"
     assert f"generate: shard 000002 failed: {why}" in lines
-    assert lines.count("Traceback (most recent call last):") == 2  # the store's own and ours, of the worker
+    assert "Traceback" not in done.stderr  # the text says all
 
     with pytest.raises(LostWorkError) as error:
         make(output)

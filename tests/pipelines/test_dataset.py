@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines import card, claim, dataset, images, manifest, shards
@@ -584,3 +585,126 @@ class TestTarAndPartAgree:
         index = self.reseal(copy, other, part)
         with pytest.raises(CorruptError, match="sample 000000000000 is not what its row in"):
             dataset.check_shard(copy, index, index.shards[0])
+
+
+class TestJournal:
+    """Only a shortcut: whatever is wrong with it, records come from the parts then, and are the same."""
+
+    @pytest.fixture
+    def begun(self, tmp_path: Path) -> tuple[Folder, list[ShardRecord]]:
+        """A dataset of which all shards are done, and a journal of those without rejects."""
+        folder = Folder(str(tmp_path / "begun"))
+        dataset.claim(folder, identity(), SETTINGS)
+        records = [commit(folder, identity(), shard) for shard in range(3)]
+        journal = dataset.Journal(folder, identity())
+        for record in records:
+            journal.add(record, has_rejects=record.samples < 3 and record.shard == 1)
+        journal.flush()
+        return folder, records
+
+    def test_it_knows_the_shards_without_rejects(self, begun: tuple[Folder, list[ShardRecord]]) -> None:
+        folder, records = begun
+        assert dataset.Journal(folder, identity()).records == {n: records[n] for n in (0, 2)}
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: b"",
+            lambda data: data[:-9],
+            lambda data: b"\xff" + data[1:],
+            lambda data: b"[1, 2]",
+            lambda data: b"[" * 100_000,
+            lambda data: json.dumps(json.loads(data)["records"]).encode(),  # as an earlier version wrote it
+            lambda data: data.replace(b'"samples":3', b'"samples":2', 1),
+            lambda data: data.replace(b'"sha256":"', b'"sha256":"0', 1),
+        ],
+    )
+    def test_a_damaged_one_is_not_used(
+        self, damage: Callable[[bytes], bytes], begun: tuple[Folder, list[ShardRecord]]
+    ) -> None:
+        folder, records = begun
+        data = damage(folder.read("journal/000000.json"))
+        assert data != folder.read("journal/000000.json")
+        folder.write("journal/000000.json", data)
+        journal = dataset.Journal(folder, identity())
+        assert journal.records == {}
+        found = [record for record, _ in dataset.records_of(folder, range(3), journal)]
+        assert found == records
+
+    def test_one_of_another_identity_is_not_used(self, begun: tuple[Folder, list[ShardRecord]]) -> None:
+        assert dataset.Journal(begun[0], identity(seed=1)).records == {}
+
+
+class TestShardsOfEarlierRuns:
+    """A part that no journal vouches for is read, and must be of this dataset; so must the first image be."""
+
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            ({"image_size": 9}, r"shards/000001\.tar: sample 000000000004 is not what its row in the manifest says"),
+            ({"producer": "generate"}, r"manifest/000001\.parquet: its columns are key, .+, not those of generate"),
+            ({"count": 5}, r"manifest/000001\.parquet: its rows are not the indices 3 to 4"),
+        ],
+    )
+    def test_a_part_of_another_dataset_is_refused(self, change: dict[str, Any], error: str, tmp_path: Path) -> None:
+        folder, other = Folder(str(tmp_path / "one")), Folder(str(tmp_path / "other"))
+        for place, settled in ((folder, identity()), (other, identity(image_size=9))):
+            commit(place, settled, 1)
+        if "image_size" in change:
+            folder.write("manifest/000001.parquet", other.read("manifest/000001.parquet"))
+        journal = dataset.Journal(folder, identity(**({} if "image_size" in change else change)))
+        with pytest.raises(CorruptError, match=error) as caught:
+            list(dataset.records_of(folder, [1], journal))
+        assert str(caught.value).endswith(
+            "; delete manifest/000001.parquet and start the same command again: the shard is made anew"
+        )
+
+    @pytest.mark.parametrize("column", ["key", "shard"])
+    def test_rows_that_call_themselves_others_are_refused(self, column: str, tmp_path: Path) -> None:
+        folder = Folder(str(tmp_path))
+        commit(folder, identity(), 0)
+        part, _ = dataset.read_part(folder, 0)
+        values = {"key": ["x"] * 3, "shard": [1] * 3}[column]
+        place, kind = part.table.schema.get_field_index(column), part.table.schema.field(column)
+        table = part.table.set_column(place, kind, pa.array(values, kind.type))
+        with pytest.raises(CorruptError, match=f"^here: its column {column} is not that of its indices$"):
+            dataset.check_rows(identity(), replace(part, table=table), 0, "here")
+
+    @pytest.mark.parametrize("shard", [0, 1])
+    def test_a_byte_that_changed_in_an_image_of_the_preview_is_found_before_the_seal(
+        self, shard: int, tmp_path: Path
+    ) -> None:
+        folder = Folder(str(tmp_path))
+        dataset.claim(folder, identity(), SETTINGS)
+        for n in range(3):
+            commit(folder, identity(), n)
+        tar = bytearray(folder.read(f"shards/{shard:06d}.tar"))
+        tar[shards.BLOCK + 60] ^= 1  # in its first image
+        folder.write(f"shards/{shard:06d}.tar", bytes(tar))
+        with pytest.raises(CorruptError) as caught:
+            finish(folder, identity())
+        assert str(caught.value).startswith(f"{folder}/shards/{shard:06d}.tar: sample 00000000000")
+        assert str(caught.value).endswith(
+            f"; delete manifest/{shard:06d}.parquet and start the same command again: the shard is made anew"
+        )
+        folder.delete(f"manifest/{shard:06d}.parquet")
+        finish(folder, identity())
+        assert verify(folder) == 6
+
+
+def test_a_claim_without_settings_is_no_claim(copy: Folder) -> None:
+    claimed = json.loads(copy.read("dataset.json"))
+    for lacking in ("settings", "identity"):
+        copy.write("dataset.json", claim.canonical({name: claimed[name] for name in claimed if name != lacking}))
+        with pytest.raises(CorruptError, match=rf"^{copy}/dataset\.json: damaged, not a claim: it has no {lacking}$"):
+            dataset.open_sealed(copy)
+        with pytest.raises(DatasetError, match=rf"dataset\.json: damaged, not a claim: it has no {lacking}; use"):
+            dataset.claim(copy, identity(), SETTINGS)
+
+
+def test_a_damaged_claim_is_not_printed(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("dataset.json", b"\xff" * 5000)
+    with pytest.raises(DatasetError) as caught:
+        dataset.claim(folder, identity(), SETTINGS)
+    assert len(str(caught.value)) < 300

@@ -94,9 +94,9 @@ def work(folder: Folder, count: int) -> None:
     dataset.claim(folder, settled, {})
     missing = dataset.missing(folder, len(shards_of(count)))
     if not missing and dataset.SEAL in folder.list():
-        Journal(folder).delete()
+        Journal(folder, settled).delete()
         return
-    journal = Journal(folder)
+    journal = Journal(folder, settled)
     records = {}
     for shard in missing:
         records[shard] = commit(folder, pile(count), shard)
