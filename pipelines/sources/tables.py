@@ -136,8 +136,8 @@ class ParquetSource(Source):
         except StorageError:
             raise
         except (pa.ArrowException, OSError) as error:
-            why = " ".join(str(error).split())  # Arrow's have several lines
-            raise SourceError(f"{self._folder}/{name}: row group {group} cannot be read: {why}") from error
+            what = f"row group {group} cannot be read"
+            raise SourceError(f"{self._folder}/{name}: {what}: {_in_a_line(error)}") from error
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name != self._open_name:
@@ -145,9 +145,14 @@ class ParquetSource(Source):
                 file = pq.ParquetFile(self._folder.open(name), page_checksum_verification=True)
                 self._open_name, self._open_file = name, file
             except (pa.ArrowException, OSError) as error:
-                raise SourceError(f"{self._folder}/{name}: not a Parquet file: {error}") from error
+                raise SourceError(f"{self._folder}/{name}: not a Parquet file: {_in_a_line(error)}") from error
         assert self._open_file is not None
         return self._open_file
+
+
+def _in_a_line(error: Exception) -> str:
+    """What Arrow says, which may have several lines."""
+    return " ".join(str(error).split())
 
 
 def _find(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
