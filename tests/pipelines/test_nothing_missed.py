@@ -494,16 +494,16 @@ class TestParquet:
         rows = [np.random.default_rng(n).bytes(100) for n in range(200)]
         table = pa.table({"image": rows, "label": [n * 7919 for n in range(200)]})
         pq.write_table(table, path, compression="zstd", use_dictionary=False)
-        whole, refused = path.read_bytes(), set()
+        whole, refused = path.read_bytes(), []
         for start in range(4, len(whole), 499):
             path.write_bytes(whole[:start] + bytes(90) + whole[start + 90 :])
             try:
                 source = open_source(str(path))
                 source.image(0)
             except SourceError as error:  # and no other error
-                refused.add(str(error).removeprefix(f"{path}: ").split(":")[0])
-                assert "\n" not in str(error)
-        assert refused == {"row group 0 cannot be read", "not a Parquet file"}
+                refused.append(str(error).removeprefix(f"{path}: "))
+        assert {line.split(":")[0] for line in refused} == {"row group 0 cannot be read", "not a Parquet file"}
+        assert not any("\n" in line for line in refused)
 
     def test_pages_are_compared_with_their_checksums(self, tmp_path: Path) -> None:
         path, rows = tmp_path / "a.parquet", [bytes([n]) * 100 for n in range(9)]
