@@ -312,7 +312,7 @@ BUGS = [
         "int(label or 0))",
     ),
     Bug("read back, padding is forgotten", "pipelines/shards.py", "BLOCK + size + -size % BLOCK", "BLOCK + size"),
-    Bug("a sample may come twice", "pipelines/shards.py", "if index <= last:", "if index < last:"),
+    Bug("samples may come in any order", "pipelines/shards.py", "if index <= last:", "if index < 0:"),
     Bug(
         "junk behind a shard's end is passed over",
         "pipelines/shards.py",
@@ -361,8 +361,8 @@ BUGS = [
     Bug(
         "crashed writers' files stay",
         "pipelines/dataset.py",
-        "        folder.sweep(name)\n    folder.abort",
-        "    folder.abort",
+        "        folder.sweep(name)\n    folder.abort_uploads",
+        "        assert name is not None\n    folder.abort_uploads",
     ),
     Bug(
         "the last shard is never missing",
