@@ -234,7 +234,7 @@ def _first_images(data: Folder, index: dataset.Index, count: int) -> tuple[np.nd
     labels: list[int] = []
     for record in index.shards:
         for sample in dataset.samples(data, index, record):
-            found.append(images.decode(sample.image, index.image_shape[2]))
+            found.append(dataset.pixels(data, index, sample))
             labels.append(sample.label or 0)
             if len(found) == count:
                 return np.stack(found), np.array(labels, np.int64)
