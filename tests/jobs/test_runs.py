@@ -158,15 +158,20 @@ def test_checkpoints_that_are_gone_are_missed(run: Path, capsys: pytest.CaptureF
     assert newest(run) == 0
 
 
-def test_a_folder_where_a_file_is_to_be(run: Path) -> None:
-    (folder_of(run, 64) / "checkpoint.json").unlink()
-    (folder_of(run, 64) / "checkpoint.json").mkdir()
-    (folder_of(run, 64) / "checkpoint.json" / "file").touch()
+@pytest.mark.parametrize("name", ["run.json", "best.json", "stats.jsonl", "checkpoint.json", "state.safetensors"])
+def test_a_folder_where_a_file_is_to_be(name: str, run: Path) -> None:
+    file = (run if (run / name).exists() else folder_of(run, 64)) / name
+    file.unlink()
+    file.mkdir()
+    (file / "file").touch()
+
+    def start() -> None:
+        begin(run)
+        runs.story(Folder(str(run)), newest(run))
+
     with pytest.raises(StorageError) as error:
-        newest(run)
-    assert str(error.value) == (
-        f"{folder_of(run, 64)}/checkpoint.json: a folder lies where a file is to be; move it away"
-    )
+        start()
+    assert str(error.value) == f"{file}: a folder lies where a file is to be; move it away"
 
 
 def test_one_without_its_tick_is_passed_over_for_the_one_before(
