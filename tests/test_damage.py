@@ -159,7 +159,8 @@ def make(place: Path, settings: generate.GenerateSettings, shards: int = SHARDS)
     before_ray(generate, settings)
     source, folder = models.resolve(Folder(settings.model)), Folder(settings.output)
     card = source.read(model_files.CARD)
-    models.copy(source, folder / generate.MODEL)
+    for name in models.FILES if model_files.CARD not in (folder / generate.MODEL).list() else ():
+        (folder / generate.MODEL).write(name, source.read(name))
     dataset.claim(folder, _identity(card, settings), settings.stored())
     files = [f"{generate.MODEL}/{name}" for name in models.FILES]
     _finish("generate", folder, lambda: generate.GenerateShard(folder.url, CPU), shards, files)
