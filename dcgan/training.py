@@ -8,6 +8,7 @@ Shapes: B a rank's share of the batch, H x W pixels, C channels.
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from dcgan.convolutions import use_cpu_kernels
 from dcgan.losses import LOSSES, gradient_penalty
 from dcgan.networks import Discriminator, Generator, NetworkConfig, build
 
+_Kind = tuple[torch.dtype, tuple[int, ...]]  # of a tensor
+
 STANDING_BATCHES = 16  # batches from which the exported generator's batch statistics are taken anew
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss that is NaN or infinite. Training stops: nothing after it would be worth keeping."""
+    """A loss, weight or measure that is NaN or infinite. Training stops: nothing after it would be worth keeping."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +76,11 @@ class MethodConfig:
             )
         if self.compile and LOSSES[self.loss].penalised:
             raise ValueError(f"compile is set with loss {self.loss}; torch.compile has no gradients of gradients")
+        if self.sync_batch_norm and LOSSES[self.loss].penalised:
+            raise ValueError(
+                f"sync_batch_norm is set with loss {self.loss}, whose penalty it would change: the points between real "
+                "and fake images are normalised by each worker's own statistics; leave it out, or take another loss"
+            )
         augment.check(self.augment)
 
 
@@ -243,6 +251,14 @@ class Training:
                 state.update({f"{name}.{number}.{key}": value for key, value in moments.items()})
         return state
 
+    def digest(self) -> str:
+        """The sha256 of all that state() holds: equal on two ranks if and only if they would go on alike."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.state().items()):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state`. Raises RuntimeError or KeyError if it belongs to other networks."""
         for name, part in self._parts().items():
@@ -295,6 +311,42 @@ def check_finite(scalars: Mapping[str, float], images: int) -> None:
     if bad:
         values = ", ".join(f"{name} = {value}" for name, value in bad.items())
         raise NonFiniteError(f"{values} after {images} images")
+
+
+def check_weights(state: Mapping[str, Tensor], images: int) -> None:
+    """Raises NonFiniteError naming the first tensor with a value that is NaN or infinite, and how many there are."""
+    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        others = f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
+        raise NonFiniteError(f"{bad[0]} holds values that are not finite{others} after {images} images")
+
+
+def check_state(state: Mapping[str, Tensor], network: NetworkConfig) -> None:
+    """Raises ValueError naming the first tensor in which `state` is not what Training.state() of `network` gives."""
+    expected = _layout(network)
+    for name in sorted({*expected, *state}):
+        found = (state[name].dtype, tuple(state[name].shape)) if name in state else None
+        if found != expected.get(name):
+            raise ValueError(f"another network's: {name} is {_words(found)}, not {_words(expected.get(name))}")
+
+
+def _layout(network: NetworkConfig) -> dict[str, _Kind]:
+    """Every tensor of Training.state() after a step: its dtype and shape."""
+    with torch.device("meta"):
+        generator, discriminator = build(network)
+    layout: dict[str, _Kind] = {}
+    for name, part in (("generator", generator), ("discriminator", discriminator), ("average", generator)):
+        layout.update({f"{name}.{key}": (value.dtype, tuple(value.shape)) for key, value in part.state_dict().items()})
+    for name, part in (("generator_adam", generator), ("discriminator_adam", discriminator)):
+        for number, weight in enumerate(part.parameters()):
+            layout[f"{name}.{number}.step"] = (torch.float32, ())
+            for moment in ("exp_avg", "exp_avg_sq"):
+                layout[f"{name}.{number}.{moment}"] = (weight.dtype, tuple(weight.shape))
+    return layout
+
+
+def _words(kind: _Kind | None) -> str:
+    return f"{kind[0]} {kind[1]}" if kind else "absent"
 
 
 def _length(network: nn.Module) -> Tensor:

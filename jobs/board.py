@@ -6,30 +6,50 @@ import ray
 
 
 class Post(NamedTuple):
-    """How far rank 0 is; `error` says why training had to stop, `warnings` what looks wrong."""
+    """How far rank 0 is; `warnings` are lines to be told once."""
 
     images: int
     note: str
-    error: str
     warnings: tuple[str, ...] = ()
+
+
+class State(NamedTuple):
+    """What the driver reads: `error` says why training had to stop, `committed` is the newest checkpoint's images."""
+
+    post: Post
+    error: str
+    committed: int
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Where rank 0 posts how far it is, and the driver reads it."""
+    """Where rank 0 posts how far it is, and the driver reads it.
 
-    def __init__(self) -> None:
-        self.post = Post(0, "", "")
+    What a run stands by is remembered here, not on a node: the newest checkpoint that was committed, which a node with
+    an older view must not go back behind, and the first error that another start would only meet again.
+    """
+
+    def __init__(self, committed: int) -> None:
+        self.state = State(Post(committed, ""), "", committed)
         self.starts = 0
 
-    def started(self) -> int:
-        """How often the workers have been started, this time included."""
+    def started(self) -> tuple[int, int]:
+        """How often the workers have been started, this time included; images of the newest checkpoint."""
         self.starts += 1
-        return self.starts
+        return self.starts, self.state.committed
 
     def write(self, post: Post) -> None:
-        """Warnings stay until others come: the next post may be there before the driver looks."""
-        self.post = post._replace(warnings=post.warnings or self.post.warnings)
+        """Warnings stay: the next post may be there before the driver looks."""
+        warnings = tuple(dict.fromkeys((*self.state.post.warnings, *post.warnings)))
+        self.state = self.state._replace(post=post._replace(warnings=warnings))
 
-    def read(self) -> Post:
-        return self.post
+    def commit(self, images: int) -> None:
+        """A checkpoint is complete. To be awaited: a call that nobody waits for may be lost with its worker."""
+        self.state = self.state._replace(committed=max(images, self.state.committed))
+
+    def fail(self, error: str) -> None:
+        """Training has to stop. The first error counts. To be awaited."""
+        self.state = self.state._replace(error=self.state.error or error)
+
+    def read(self) -> State:
+        return self.state

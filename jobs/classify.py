@@ -12,11 +12,11 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from dcgan import classifier, model_files
-from jobs import cluster, gather
+from jobs import cluster
 from jobs.cluster import Pool
 from jobs.gather import PARTS
 from jobs.settings import LostWorkError
-from pipelines import claim, dataset, loader, order, selection
+from pipelines import checked, claim, dataset, loader, order, selection
 from pipelines.dataset import CorruptError
 from pipelines.storage import Folder
 
@@ -79,7 +79,7 @@ class Teach:
         weights = model_files.to_bytes(learnt.state_dict())
         self.output.write(lesson.weights, weights)
         answers = {"wrong": wrong_N, "weights": _sha256(weights)}
-        gather.write_checked(self.output, lesson.answers, save(answers))  # last: with it the lesson is over
+        checked.write(self.output, lesson.answers, save(answers))  # last: with it the lesson is over
         return {}
 
 
@@ -103,7 +103,7 @@ def teach(lessons: Mapping[str, Lesson], output: Folder, pool: Pool) -> dict[str
 
 def _answers(output: Folder, lesson: Lesson) -> np.ndarray:
     """Which images a lesson's classifier got wrong. Raises CorruptError if its weights are not those that answered."""
-    answers = load(gather.read_checked(output, lesson.answers))
+    answers = load(checked.read(output, lesson.answers))
     if not np.array_equal(_sha256(output.read(lesson.weights)), answers["weights"]):
         raise CorruptError(
             f"{output}/{lesson.weights}: changed since they were written; delete {output}/{PARTS} and start the same "

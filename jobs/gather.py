@@ -5,7 +5,6 @@ An actor takes a group of consecutive shards and leaves a small file, whose size
 group holds; the driver adds the files up, always in the same order, so that no number depends on the workers.
 """
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,8 @@ from jobs import cluster
 from jobs.cluster import Pool
 from jobs.progress import Progress
 from jobs.settings import LostWorkError
-from pipelines import loader, selection
-from pipelines.dataset import CorruptError, Index
+from pipelines import checked, loader, selection
+from pipelines.dataset import Index
 from pipelines.storage import Folder
 
 PARTS = "parts"
@@ -31,7 +30,6 @@ MAX_GROUPS = 32
 MAX_SUMMED = 4096  # features; of more there are no sums: F x F would be 134 MB and grows with the square
 MAX_CLASS_SUMS = 1 << 24  # numbers in all classes' F x F: 134 MB
 _BATCH = 512
-_HASH = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ class GatherGroup:
                 chosen = drawn[start:stop] - position
                 kept.append((found_NF[chosen], label_N[chosen], drawn[start:stop]))
                 position += len(label_N)
-        write_checked(self.output, part_name(self.key, shard), _pack(sums, kept, answers, self.features.size))
+        checked.write(self.output, part_name(self.key, shard), _pack(sums, kept, answers, self.features.size))
         return {"images": position - group.first}
 
     def test(self, role: str) -> NearestNeighbour | None:
@@ -153,25 +151,6 @@ def read_weights(url: str | None) -> bytes | None:
     return Folder(parent or "/").read(name)
 
 
-def write_checked(output: Folder, name: str, data: bytes) -> None:
-    """Write a file that a later start goes on from: a hash of its name and content, then the content."""
-    output.write(name, _digest(name, data) + data)
-
-
-def read_checked(output: Folder, name: str) -> bytes:
-    """What write_checked wrote. Raises CorruptError for anything else."""
-    data = output.read(name)
-    if _digest(name, data[_HASH:]) != data[:_HASH]:
-        raise CorruptError(
-            f"{output}/{name}: damaged; delete {output}/{PARTS} and start the same command again: it is measured anew"
-        )
-    return data[_HASH:]
-
-
-def _digest(name: str, data: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + data).digest()
-
-
 def gather(plan: Plan, indexes: Mapping[str, Index], output: Folder, key: str, pool: Pool) -> dict[str, Gathered]:
     """Every dataset's sums and sample. Groups whose files an earlier start left are not done again.
 
@@ -205,7 +184,7 @@ def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> Gathe
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     answers: Answers | None = None
     for number in [number for number, group in enumerate(planned) if group.role == role]:
-        part = load(read_checked(output, part_name(key, number)))
+        part = load(checked.read(output, part_name(key, number)))
         more = [Sums(int(n), t, o) for n, t, o in zip(part["count"], part["total"], part["outer"], strict=True)]
         sums = [a + b for a, b in zip(sums, more, strict=True)] if sums else more
         kept.append((part["features"], part["label"], part["position"]))

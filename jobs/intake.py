@@ -12,7 +12,7 @@ from jobs import produce
 from jobs.cluster import Done, Pool, WorkersLostError, last_words, map_shards
 from jobs.progress import Progress
 from jobs.settings import LostWorkError
-from pipelines import catalogue, dataset, duplicates, images
+from pipelines import catalogue, checked, dataset, duplicates, images
 from pipelines.catalogue import Catalogue
 from pipelines.dataset import CorruptError
 from pipelines.images import ImageError, LimitError, Pixels
@@ -125,7 +125,7 @@ def _find_duplicates(parts: Sequence[Making], origin: Origin, pool: Pool) -> Non
     def codes() -> Iterator[bytes]:
         for part, (folder, identity, _) in enumerate(parts):
             for shard in range(dataset.num_shards(identity)):
-                table = pq.read_table(io.BytesIO(folder.read(f"{CODES}/{shard:06d}.parquet")))
+                table = pq.read_table(io.BytesIO(checked.read(folder, f"{CODES}/{shard:06d}.parquet")))
                 where.extend((part, index) for index in table["index"].to_pylist())
                 yield from table["code"].to_pylist()
 
@@ -170,11 +170,11 @@ def _make_codes(folder: Folder, identity: Mapping[str, Any], origin: Origin, poo
 
 
 def _read_found(folder: Folder) -> dict[int, str]:
-    table = pq.read_table(io.BytesIO(folder.read(_FOUND)))
+    table = pq.read_table(io.BytesIO(checked.read(folder, _FOUND)))
     return dict(zip(table["index"].to_pylist(), table["of"].to_pylist(), strict=True))
 
 
 def _write(folder: Folder, name: str, table: pa.Table) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
-    folder.write(name, sink.getvalue())
+    checked.write(folder, name, sink.getvalue())

@@ -17,15 +17,17 @@ from typing import Annotated, Any, ClassVar, Literal
 import ray
 import ray.train
 from pydantic import BeforeValidator, Field
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dcgan.augment import POLICIES
 from dcgan.networks import NetworkConfig
 from dcgan.training import MethodConfig, check_fit
 from jobs import cluster, runs, trainer
-from jobs.board import Board, Post
+from jobs.board import Board, State
+from jobs.models import BEST
 from jobs.progress import Progress
 from jobs.scratch import Scratch
 from jobs.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
@@ -181,12 +183,13 @@ def main(settings: TrainSettings) -> None:
         "dtype": chosen.dtype_name,
         **chosen_by,
     }
+    total = -(-settings.images // settings.batch_size) * settings.batch_size
     try:
         runs.take(folder, identity, settings.stored())
-        saved = runs.newest_images(folder)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    total = -(-settings.images // settings.batch_size) * settings.batch_size
+    saved = runs.newest_images(folder, runs.Course(network, settings.batch_size, settings.tick, total))
+    runs.story(folder, saved)
     if saved >= total:
         print(f"train: {folder} has seen {saved:,} images already; nothing to do (more: --images)", flush=True)
         return _finish(folder)
@@ -200,7 +203,7 @@ def main(settings: TrainSettings) -> None:
     )
     # On the driver's own node: on another it would take the job along when that one is preempted.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray.remote's classes
+    board = Board.options(scheduling_strategy=here).remote(saved)  # type: ignore[attr-defined]  # ray.remote's classes
     job = trainer.Job(
         data=data.url,
         selection=settings.selection,
@@ -221,6 +224,7 @@ def main(settings: TrainSettings) -> None:
             "dtype": chosen.dtype_name,
             **chosen_by,
         },
+        claim=runs.claimed(folder),
     )
     with Scratch("train") as scratch:
         scaling = ray.train.ScalingConfig(
@@ -228,7 +232,9 @@ def main(settings: TrainSettings) -> None:
             use_gpu=pool.gpus_per_worker > 0,
             resources_per_worker={"CPU": job.threads, **({"GPU": 1} if pool.gpus_per_worker else {})},
         )
-        _fit(_ray_trainer(job, board, scaling, settings.max_failures, scratch), board, total, saved)
+        ray_trainer = _ray_trainer(job, board, scaling, settings.max_failures, scratch)
+        with cluster.last_words(f"train: error: this process ended before the run was done. {_goes_on(folder)}"):
+            _fit(_Fitting(ray_trainer), board, total, folder)
     _finish(folder)
 
 
@@ -265,52 +271,103 @@ def _ray_trainer(
             name=f"ganmill-{uuid.uuid4().hex[:8]}",
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            callbacks=[_EndAtOnce(board)],  # type: ignore[list-item]  # v1's stub
         ),
     )
 
 
-def _fit(ray_trainer: TorchTrainer, board: Any, total: int, saved: int) -> None:
-    """Run the training, showing what rank 0 posts. Raises LostWorkError if it does not reach its end."""
-    over = threading.Event()
-    told: set[str] = set()
+class _EndAtOnce(ray.train.UserCallback):
+    """Runs in Ray Train's controller: a failure that the board knows of is not tried again.
 
-    def show(post: Post) -> None:
-        progress.update(max(post.images, saved), post.note)
-        for warning in post.warnings:
-            if warning not in told:
-                progress.tell(f"train: warning: {warning}")
-        told.update(post.warnings)
+    An exception from here ends the run, whatever --max-failures says.
+    """
 
-    def watch() -> None:
-        while not over.wait(0.5):
-            show(ray.get(board.read.remote()))
+    def __init__(self, board: Any) -> None:
+        self._board = board
 
-    with Progress("train", total, "images", done=saved) as progress:
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        error = ray.get(self._board.read.remote()).error
+        if error:
+            raise LostWorkError(error)
+
+
+class _Fitting(threading.Thread):
+    """Ray Train's fit(), beside the main thread: there it would take over Ctrl-C, which then ends in silence."""
+
+    def __init__(self, ray_trainer: TorchTrainer) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._ray_trainer = ray_trainer
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
         try:
-            ray_trainer.fit()
-        except WorkerGroupError as error:
-            rank, failure = next(iter(error.worker_failures.items()))
+            self._ray_trainer.fit()
+        except BaseException as error:  # the boundary to Ray: whatever it was, the main thread tells it
+            self.error = error
+
+
+def _fit(fitting: _Fitting, board: Any, total: int, folder: Folder) -> None:
+    """Run the training, showing what rank 0 posts. Raises LostWorkError if it does not reach its end."""
+    saved = _read(board, folder).committed
+    told: set[str] = set()
+    with Progress("train", total, "images", done=saved) as progress:
+        fitting.start()
+        running = True
+        while running:
+            fitting.join(0.5)
+            running = fitting.is_alive()
+            state = _read(board, folder)
+            progress.update(max(state.post.images, saved), state.post.note)
+            for warning in state.post.warnings:
+                if warning not in told:
+                    progress.tell(f"train: warning: {warning}")
+            told.update(state.post.warnings)
+        if state.error:
+            raise LostWorkError(state.error) from fitting.error
+        if fitting.error is not None:
+            raise LostWorkError(f"{_why(fitting.error)}. {_goes_on(folder)}") from fitting.error
+        if state.committed < total:
+            raise LostWorkError(f"training ended after {state.committed:,} of {total:,} images. {_goes_on(folder)}")
+
+
+def _read(board: Any, folder: Folder) -> State:
+    try:
+        state: State = ray.get(board.read.remote())
+    except RayError as error:
+        why = cluster.in_a_line(error).rstrip(".")
+        raise LostWorkError(f"the progress actor is gone: {why}. {_goes_on(folder)}") from error
+    return state
+
+
+def _why(error: BaseException) -> str:
+    """What ended fit(), in a line."""
+    if isinstance(error, WorkerGroupError):
+        rank, failure = next(iter(error.worker_failures.items()))
+        if not type(failure).__module__.startswith("ray."):  # of our own code, and not foreseen
             traceback.print_exception(failure)
-            why = cluster.in_a_line(failure).rstrip(".")
-            raise LostWorkError(
-                f"worker {rank} failed, and --max-failures are used up: {why}. "
-                "What is saved stays; the same command goes on from there"
-            ) from error
-        finally:
-            over.set()
-            watcher.join()
-        last: Post = ray.get(board.read.remote())
-        show(last)
-        if last.error:
-            raise LostWorkError(last.error)
+        return f"worker {rank} failed, and --max-failures are used up: {cluster.in_a_line(failure).rstrip('.')}"
+    if isinstance(error, ControllerError):
+        return f"Ray Train could not go on: {_last_line(error.controller_failure)}"
+    return f"Ray Train ended: {cluster.in_a_line(error).rstrip('.')}"
+
+
+def _last_line(error: BaseException) -> str:
+    """Of an error that may hold another machine's whole traceback: what it says at its end."""
+    return str(error).strip().splitlines()[-1].rstrip(".") if str(error).strip() else repr(error)
+
+
+def _goes_on(folder: Folder) -> str:
+    return f"What is saved in {folder} stays; the same command goes on from there"
 
 
 def _finish(folder: Folder) -> None:
-    runs.write_report(folder)
-    best = runs.read_best(folder)
-    assert best is not None, "a run that reached its end has a best model"
+    ticks, best = runs.story(folder)
+    if best is None:
+        raise UsageError(
+            f"{folder}: no {BEST} here: its models were not measured yet (go on with more --images), or its workers "
+            "wrote it where this node does not look (use a path that every node shares, or a URL)"
+        )
+    runs.write_report(folder, ticks, best)
     print(
         f"train: {folder}: best model {best['model']}, {best['metric']} {best['value']:.5f} "
         f"after {best['images']:,} images"

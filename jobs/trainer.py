@@ -1,6 +1,8 @@
 """What runs on each training worker: the loop, and what rank 0 writes at every tick."""
 
+import errno
 import resource
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -19,14 +21,19 @@ from dcgan.arithmetic import Arithmetic
 from dcgan.model_files import Model
 from dcgan.networks import NetworkConfig
 from dcgan.sampling import Sampler
-from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
-from jobs import models, monitoring, runs, symptoms
+from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite, check_weights
+from jobs import models, monitoring, ranks, runs, symptoms
 from jobs.board import Post
 from jobs.cluster import keep_freed_memory
+from jobs.resume import ApartError, Known, resume
 from jobs.scratch import Scratch
+from jobs.settings import USER_ERRORS
 from pipelines import dataset, images, loader, selection
+from pipelines.dataset import CorruptError
+from pipelines.images import ImageError
 from pipelines.order import Plan
-from pipelines.storage import Folder
+from pipelines.shards import ShardError
+from pipelines.storage import Folder, UnreachableError
 
 POST_EVERY_S = 1.0
 LOOK_EVERY_S = 2.0  # for a node that is to be taken away: clouds give 30 s or more
@@ -51,10 +58,18 @@ class Job:
     metric_images: int
     threads: int
     provenance: dict[str, Any]
+    claim: str  # sha256 of run.json, as the driver sees it
+
+    def course(self) -> runs.Course:
+        """What decides which checkpoint is gone on from."""
+        return runs.Course(self.network, self.plan.batch, self.tick, self.total)
 
 
 def train(config: dict[str, Any]) -> None:
-    """One rank, from the newest checkpoint to the end. `config` holds `job` and the driver's `board`."""
+    """One rank, from the newest checkpoint to the end. `config` holds `job` and the driver's `board`.
+
+    An error that another start would only meet again is left with the board, which ends the job.
+    """
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -63,59 +78,116 @@ def train(config: dict[str, Any]) -> None:
     else:
         torch.set_num_threads(job.threads)
         keep_freed_memory()
-    run, data = Folder(job.run), Folder(job.data)
-    index = selection.open_through(data, job.selection)
-    training = Training(job.network, job.method, job.arithmetic, job.plan.seed, world)
-    checkpoint = runs.newest(run)
-    seen = 0
-    if checkpoint is not None:
-        training.load_state(checkpoint.state)
-        seen = checkpoint.images
-    recorder = Recorder(job, run, data, index, seen) if rank == 0 else None
-    if rank == 0 and ray.get(config["board"].started.remote()) > 1:
-        monitoring.RESTARTS.inc(1, {"worker": "train"})
+    try:
+        _Loop(job, config["board"], rank, world).run()
+    except Exception as error:
+        if will_fail_again(error):
+            words = str(error) if isinstance(error, ApartError) else f"rank {rank} on {socket.gethostname()}: {error}"
+            ray.get(config["board"].fail.remote(words))
+        raise
 
-    history: list[dict[str, torch.Tensor]] = []
-    waited, since = 0.0, time.monotonic()
-    posted = since
-    batches = loader.batches(data, index, job.plan, rank, world, seen // job.plan.batch)
-    notice = Notice()
-    while seen < job.total:
-        before = time.monotonic()
-        batch = next(batches)
-        waited += time.monotonic() - before
-        history.append(training.step(batch.images_BHWC, batch.labels_B, seen, batch.first, job.plan.batch))
-        seen += job.plan.batch
-        if notice.given() and recorder is not None:
-            recorder.save(training, seen)
-            config["board"].write.remote(Post(seen, "a node is to be taken away: checkpoint saved", ""))
-        if rank == 0 and time.monotonic() - posted > POST_EVERY_S:
-            posted = time.monotonic()
-            config["board"].write.remote(Post(seen, _note(history), ""))
-        if seen // job.tick == (seen - job.plan.batch) // job.tick and seen < job.total:
-            continue
-        # A tick: every rank has taken the same steps, so that each of them comes here.
-        seconds = time.monotonic() - since
-        error = _first_bad(history, seen - len(history) * job.plan.batch, job.plan.batch)
-        if _any_rank(bool(error)):
-            if recorder is not None:
-                config["board"].write.remote(
-                    Post(seen, "", f"{error or 'a loss is not finite'}; {recorder.last_good()}")
-                )
-            break
-        if recorder is not None:
-            scalars = {name: float(np.mean([float(step[name]) for step in history])) for name in history[0]}
-            scalars["images_per_second"] = len(history) * job.plan.batch / seconds
-            scalars["data_wait_share"] = waited / seconds
-            note = recorder.tick(training, seen, scalars)
-            monitoring.IMAGES.inc(len(history) * job.plan.batch, {"command": "train"})
+
+def will_fail_again(error: BaseException) -> bool:
+    """Whether another start would meet the same error: damaged data, a refused permission, a full disk."""
+    if isinstance(error, UnreachableError):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True
+    return isinstance(error, (*USER_ERRORS, CorruptError, ShardError, ImageError))
+
+
+class _Loop:
+    """One rank's steps. What is not finite is agreed on, so that no rank waits for one that has stopped."""
+
+    def __init__(self, job: Job, board: Any, rank: int, world: int) -> None:
+        self.job, self.board, self.rank, self.course = job, board, rank, job.course()
+        run, data = Folder(job.run), Folder(job.data)
+        index = selection.open_through(data, job.selection)
+        self.training = Training(job.network, job.method, job.arithmetic, job.plan.seed, world)
+        starts, committed = ray.get(board.started.remote()) if rank == 0 else (0, 0)
+        checkpoint = resume(run, self.course, self.training, rank, Known(job.claim, committed))
+        self.seen = checkpoint.images if checkpoint else 0
+        # The steps since the last tick, also those of before a restart.
+        self.history = unpacked(checkpoint.history) if checkpoint else []
+        self.recorder = Recorder(job, run, data, index, self.seen) if rank == 0 else None
+        if starts > 1:
+            monitoring.RESTARTS.inc(1, {"worker": "train"})
+        self.batches = loader.batches(data, index, job.plan, rank, world, self.seen // job.plan.batch)
+        self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
+
+    def run(self) -> None:
+        """Step until the end, or until something is not finite."""
+        notice, posted, error = Notice(), self.since, ""
+        while self.seen < self.job.total and not error:
+            self._step()
+            ends, noticed = self.course.ends_tick(self.seen), notice.given()
+            if self.rank == 0 and time.monotonic() - posted > POST_EVERY_S:
+                posted = time.monotonic()
+                self.board.write.remote(Post(self.seen, _note(self.history)))
+            # All ranks took the same steps and look for a notice after the same ones, so each of them comes here.
+            if ends or noticed:
+                error = ranks.first(self._not_finite())
+                if self.recorder is not None and not error:
+                    error = self._record(self.recorder, ends, noticed)
+            if ends:
+                ray.train.report({"images": self.seen})  # also a barrier: no rank runs ahead of a checkpoint
+                error = ranks.first(error)
+                self.history, self.steps, self.waited, self.since = [], 0, 0.0, time.monotonic()
+        self.batches.close()
+        if self.recorder is not None:
+            if error:
+                ray.get(self.board.fail.remote(f"{error}; {self.recorder.last_good()}"))
+            self.recorder.close()
+
+    def _step(self) -> None:
+        before, size = time.monotonic(), self.job.plan.batch
+        batch = next(self.batches)
+        self.waited += time.monotonic() - before
+        self.history.append(self.training.step(batch.images_BHWC, batch.labels_B, self.seen, batch.first, size))
+        self.seen += size
+        self.steps += 1
+
+    def _not_finite(self) -> str:
+        """The first of this rank's losses since the last tick, or else of its weights, that is not finite, in words.
+
+        Looked for once a tick, so that no step waits for a GPU.
+        """
+        size = self.job.plan.batch
+        seen = self.seen - len(self.history) * size
+        try:
+            for step in self.history:
+                seen += size
+                check_finite({name: float(step[name]) for name in ("loss_d", "loss_g")}, seen)
+            check_weights(self.training.state(), seen)
+        except NonFiniteError as error:
+            return f"step {seen // size}: {error}"
+        return ""
+
+    def _record(self, recorder: "Recorder", ends: bool, noticed: bool) -> str:
+        """A tick, or a checkpoint between two for a node that is to be taken away: a tick has its own.
+
+        Returns why training has to stop, in words; empty if it goes on.
+        """
+        size, note = self.job.plan.batch, "a node is to be taken away"
+        if ends:
+            seconds = time.monotonic() - self.since
+            scalars = {name: float(np.mean([float(step[name]) for step in self.history])) for name in self.history[0]}
+            scalars["images_per_second"] = self.steps * size / seconds
+            scalars["data_wait_share"] = self.waited / seconds
+            try:
+                note = recorder.tick(self.training, self.seen, scalars)
+            except NonFiniteError as error:
+                return f"step {self.seen // size}: {error}"
+            monitoring.IMAGES.inc(self.steps * size, {"command": "train"})
             monitoring.tick(recorder.ticks[-1])
-            config["board"].write.remote(Post(seen, note, "", recorder.warnings()))
-        ray.train.report({"images": seen})  # also a barrier: no rank runs ahead of a checkpoint
-        history, waited, since = [], 0.0, time.monotonic()
-    batches.close()
-    if recorder is not None:
-        recorder.close()
+        else:
+            recorder.save(self.training, self.seen, packed(self.history))
+        warnings = recorder.warnings()
+        if noticed:
+            warnings += (f"a node is to be taken away; there is a checkpoint of {self.seen:,} images",)
+        ray.get(self.board.commit.remote(self.seen))
+        self.board.write.remote(Post(self.seen, note, warnings))
+        return ""
 
 
 class Notice:
@@ -134,7 +206,7 @@ class Notice:
         self._left -= 1
         if self._left or self._given:
             return False
-        seconds = _largest((time.monotonic() - self._since) / self._every)
+        seconds = ranks.largest((time.monotonic() - self._since) / self._every)
         self._every = self._left = max(1, round(LOOK_EVERY_S / seconds))
         self._since = time.monotonic()
         self._given = ray.train.get_preemption_info() is not None
@@ -146,8 +218,7 @@ class Recorder:
 
     def __init__(self, job: Job, run: Folder, data: Folder, index: dataset.Index, seen: int) -> None:
         self.job, self.run, self.classes = job, run, index.classes if job.network.num_classes else None
-        # A run that was interrupted wrote ticks after its last checkpoint; they will be made again.
-        self.ticks = [tick for tick in runs.read_stats(run) if tick["images"] <= seen]
+        self.ticks, _ = runs.story(run, seen)
         self.saved = seen
         self.real, self.labels = _first_images(data, index, job.metric_images)
         self.features = metrics.RandomFeatures(job.network.channels)
@@ -160,8 +231,13 @@ class Recorder:
             run.write("reals.png", images.encode(images.grid(rows, scale=_scale(job))))
 
     def tick(self, training: Training, seen: int, scalars: dict[str, float]) -> str:
-        """Measure, draw and save after `seen` images. Returns a few words on how it goes."""
+        """Measure, draw and save after `seen` images. Returns a few words on how it goes.
+
+        Raises: NonFiniteError, with nothing written, if what would be published or compared is not finite.
+        """
         model = Model(*training.export(), self.classes, self._provenance(seen))
+        for name, network in (("average", model.generator), ("discriminator", model.discriminator)):
+            check_weights({f"exported {name}.{key}": value for key, value in network.state_dict().items()}, seen)
         sampler = Sampler(model, self.job.arithmetic, 128)
         labels = self.labels if self.classes else None
         fake = sampler.sample(range(GRID_SEED, GRID_SEED + len(self.real)), labels)
@@ -170,6 +246,7 @@ class Recorder:
         label_N = None if labels is None else torch.from_numpy(labels)
         diversity = metrics.diversity(self.real_features, fake_features, label_N)
         scalars = {**scalars, "kernel_distance": distance, "diversity": diversity, **_memory()}
+        check_finite(scalars, seen)
         rows = _rows(fake.images_NHWC, self.labels, self.classes)
         grid = images.grid(rows, scale=_scale(self.job))
         self.run.write(f"grids/{seen:012d}.png", images.encode(grid))
@@ -181,9 +258,9 @@ class Recorder:
         self.save(training, seen)
         return f"D {scalars['loss_d']:.2f}, G {scalars['loss_g']:.2f}, distance {distance:.4f}"
 
-    def save(self, training: Training, seen: int) -> None:
-        """Commit a checkpoint."""
-        runs.save(self.run, seen, training.state(), self.job.keep)
+    def save(self, training: Training, seen: int, history: dict[str, torch.Tensor] | None = None) -> None:
+        """Commit a checkpoint; one between two ticks with the `history` since the last one."""
+        runs.save(self.run, seen, training.state(), self.job.keep, history)
         self.saved = seen
 
     def close(self) -> None:
@@ -203,16 +280,13 @@ class Recorder:
         return {**self.job.provenance, "images": seen}
 
     def _keep_best(self, model: Model, seen: int, distance: float) -> None:
-        """Publish the model if none was better, and drop the one that it replaces."""
-        best = runs.read_best(self.run)
-        if best is not None and best["images"] < seen and best["value"] <= distance:
+        """Publish the model if none was better."""
+        if not runs.is_better(distance, seen, runs.read_best(self.run)):
             return
         name = f"models/{seen:012d}"
         models.save(model, self.run / name)
         best_now = {"model": name, "images": seen, "metric": "kernel_distance", "value": distance}
         runs.write_best(self.run, {**best_now, "protocol": self.protocol})
-        if best is not None and best["model"] != name:
-            runs.delete(self.run, best["model"], models.FILES)
 
     def _curves(
         self, seen: int, scalars: dict[str, float], grid: np.ndarray, logits: tuple[torch.Tensor, torch.Tensor]
@@ -234,7 +308,7 @@ def _first_images(data: Folder, index: dataset.Index, count: int) -> tuple[np.nd
     labels: list[int] = []
     for record in index.shards:
         for sample in dataset.samples(data, index, record):
-            found.append(images.decode(sample.image, index.image_shape[2]))
+            found.append(dataset.pixels(data, index, sample))
             labels.append(sample.label or 0)
             if len(found) == count:
                 return np.stack(found), np.array(labels, np.int64)
@@ -267,26 +341,11 @@ def _note(history: list[dict[str, torch.Tensor]]) -> str:
     return f"D {float(last['loss_d']):.2f}, G {float(last['loss_g']):.2f}"
 
 
-def _first_bad(history: list[dict[str, torch.Tensor]], start: int, batch: int) -> str:
-    """The first step whose losses are not finite, in words; looked for once a tick, so that no step waits for a GPU."""
-    for number, step in enumerate(history):
-        try:
-            check_finite({name: float(step[name]) for name in ("loss_d", "loss_g")}, start + (number + 1) * batch)
-        except NonFiniteError as error:
-            return f"step {start // batch + number + 1}: {error}"
-    return ""
+def packed(history: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Steps' scalars, one tensor a name: what a checkpoint between two ticks holds of them."""
+    return {name: torch.stack([step[name].float() for step in history]) for name in history[0]}
 
 
-def _any_rank(flag: bool) -> bool:
-    """Whether any rank has the flag up, so that all of them stop together."""
-    return _largest(float(flag)) > 0.0
-
-
-def _largest(value: float) -> float:
-    """The largest of the ranks' values, the same float on each of them."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return value
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    values = torch.tensor([value], device=device, dtype=torch.float64)
-    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
-    return float(values.item())
+def unpacked(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The steps' scalars again, to the last bit."""
+    return [dict(zip(tensors, values, strict=True)) for values in zip(*tensors.values(), strict=True)]

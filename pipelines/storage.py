@@ -50,6 +50,10 @@ class TooLargeError(StorageError):
     """A file with more bytes than its kind may have; they were not read."""
 
 
+class UnreachableError(StorageError):
+    """A store that does not answer: its address is wrong, or it is down for longer than the attempts took."""
+
+
 class Folder:
     """A folder of files in one store. Names are relative, with `/`; a file's content is bytes."""
 
@@ -329,7 +333,7 @@ class Folder:
                 if attempt == ATTEMPTS - 1:
                     if self._store and self._store.unreachable(error):
                         hint = f"; check {self._store.ENDPOINT} and the network"
-                        raise StorageError(f"{where}: {error}{hint}") from error
+                        raise UnreachableError(f"{where}: {error}{hint}") from error
                     why = str(error) or type(error).__name__  # a timeout has no words
                     raise OSError(f"{where}: gave up after {ATTEMPTS} attempts: {why}") from error
             time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))

@@ -28,6 +28,8 @@ WITHOUT_RAY = (
         "dcgan/",
         "pipelines/",
         "jobs/test_mistakes.py",
+        "jobs/test_resume.py",
+        "jobs/test_runs.py",
         "jobs/test_scratch.py",
         "jobs/test_symptoms.py",
         "test_attacks.py",

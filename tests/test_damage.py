@@ -7,6 +7,7 @@ Ray is not started. A command's main() runs up to the point where it joins a clu
 here, as is what the driver does with nothing left to do. The commands as users start them are the tests marked `long`.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -44,6 +45,7 @@ from jobs.cluster import Pool
 from jobs.settings import FAILURES, USER_ERRORS, JobSettings, LostWorkError
 from jobs.trainer import _first_images
 from pipelines import catalogue, dataset, images, loader, order, selection, sources
+from pipelines.catalogue import Catalogue
 from pipelines.dataset import CorruptError
 from pipelines.manifest import ShardRecord
 from pipelines.sources import Choice
@@ -121,17 +123,23 @@ def take(place: Path, settings: ingest.IngestSettings, shards: int = SHARDS) -> 
     """What jobs/ingest.py does with the first shards that are missing: all of them, and the seal, or some."""
     before_ray(ingest, settings)
     folder, choice = Folder(settings.output), Choice(max_bytes=settings.max_image_bytes)
-    source = sources.open_source(settings.source, "images", choice)
-    scratch = place / "scratch"
-    scratch.mkdir()
-    drawn, _ = catalogue.draw_up(source.items(), settings.source, None, True, 0, 0.0, scratch)
-    drawn.publish(folder, SHARD)
-    shutil.rmtree(scratch)
+    publish(place, folder, settings.source, choice)
     origin = intake.Origin(settings.source, "images", choice)
     _finish("ingest", folder, lambda: intake.IngestShard(folder.url, origin), shards)
     if shards == SHARDS:
         intake.discard(folder)
     return _content(Path(folder.url))
+
+
+def publish(place: Path, folder: Folder, source: str, choice: Choice) -> Catalogue:
+    """The catalogue, as main() draws it up and publishes it once Ray is there."""
+    scratch = place / "scratch"
+    scratch.mkdir()
+    items = sources.open_source(source, "images", choice).items()
+    drawn, _ = catalogue.draw_up(items, source, None, True, 0, 0.0, scratch)
+    drawn.publish(folder, SHARD)
+    shutil.rmtree(scratch)  # what is mapped of it stays readable
+    return drawn
 
 
 def generate_settings(place: Path, model: str, output: str) -> generate.GenerateSettings:
@@ -525,6 +533,25 @@ def test_a_damaged_file_is_named_in_a_line(command: str, file: str, worlds: Worl
     assert not any(found.values()), found
 
 
+@pytest.mark.parametrize(
+    "command", ["train --data real", "verify --dataset real", "evaluate", "explore --model model", "curate --rule drs"]
+)
+def test_an_image_that_cannot_be_decoded_is_named(command: str, worlds: Worlds) -> None:
+    """A dataset whose hashes are right, and which holds an image that is none: a stranger makes one."""
+    place = worlds.lay(command)
+    folder = Folder(str(place / "real"))
+    index = dataset.open_sealed(folder)
+    samples = list(dataset.samples(folder, index, index.shards[0]))
+    samples[3] = dataclasses.replace(samples[3], image=samples[3].image[:60])  # its header says the right size
+    part, _ = dataset.read_part(folder, 0)
+    record = dataset.commit(folder, 0, "ingest", samples, {"source": part.table["source"].to_pylist()}, part.rejects)
+    records = {one.shard: one for one in (record, *index.shards[1:])}
+    dataset.seal(folder, index.identity, records, {}, [name for name in index.files if name != dataset.CLAIM])
+    with pytest.raises((*USER_ERRORS, *FAILURES)) as caught:
+        COMMANDS[command].run(place, COMMANDS[command].settings(place))
+    assert f"{folder}/shards/000000.tar: sample {samples[3].index:012d}: its image is not an image" in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "flipped", "of another"])
 def test_what_an_evaluation_left_is_used_as_it_was_written(damage: str, worlds: Worlds) -> None:
     """A start that goes on from the files of an earlier one names a file that changed."""
@@ -557,6 +584,39 @@ def test_what_an_evaluation_left_is_used_as_it_was_written(damage: str, worlds: 
         assert str(caught.value).startswith(f"{output}/{gather.PARTS}/{name}: ")
         assert str(caught.value).count("\n") == 0
         output.write(f"{gather.PARTS}/{name}", data)
+    go_on()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "flipped", "of another"])
+def test_codes_of_an_earlier_start_are_used_as_they_were_written(damage: str, worlds: Worlds) -> None:
+    """By which ingest tells duplicates apart: a wrong one would leave an image out."""
+    place = worlds.lay("ingest --output half-real")
+    given = ingest_settings(place, "new").model_copy(update={"dedupe": "exact"})
+    before_ray(ingest, given)
+    folder, choice = Folder(given.output), Choice(max_bytes=given.max_image_bytes)
+    origin = intake.Origin(given.source, "images", choice)
+    drawn = publish(place, folder, given.source, choice)
+    parts = [(folder, dataset.read_claim(folder)["identity"], drawn)]
+    for shard in range(SHARDS):
+        intake.CodeShard(folder.url, origin)(shard)
+
+    def go_on() -> None:
+        folder.delete("codes/duplicates.parquet")
+        intake.find_duplicates(parts, origin, Pool(1, 0.0))
+
+    go_on()
+    written = {name: folder.read(f"codes/{name}") for name in folder.list("codes")}
+    for name, data in written.items():
+        folder.write(
+            f"codes/{name}",
+            DAMAGES[damage](data, written["000001.parquet" if name[5] != "1" else "000000.parquet"]) or b"",
+        )
+        with pytest.raises(CorruptError) as caught:
+            intake.IngestShard(folder.url, origin) if name == "duplicates.parquet" else go_on()
+        assert str(caught.value) == (
+            f"{folder}/codes/{name}: damaged; delete it and start the same command again: it is made anew"
+        )
+        folder.write(f"codes/{name}", data)
     go_on()
 
 

@@ -14,7 +14,7 @@ from dcgan import latents, model_files
 from dcgan.arithmetic import Arithmetic
 from dcgan.losses import LOSSES
 from dcgan.networks import NetworkConfig
-from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite
+from dcgan.training import MethodConfig, NonFiniteError, Training, check_finite, check_state, check_weights
 
 FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat16)
 BATCH = 8
@@ -373,6 +373,48 @@ def test_only_what_is_not_finite_is_named(scalars: dict[str, float], message: st
     check_finite({"loss_d": 0.0, "loss_g": -1e30}, 640)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_named(bad: float) -> None:
+    training = start()
+    run(training, range(1))
+    check_weights(training.state(), BATCH)
+    with torch.no_grad():
+        training.discriminator.head.weight.view(-1)[-1] = bad
+    with pytest.raises(NonFiniteError) as caught:
+        check_weights(training.state(), BATCH)
+    assert str(caught.value) == "discriminator.head.weight holds values that are not finite after 8 images"
+    training.generator_adam.state[next(training.generator.parameters())]["exp_avg"].fill_(bad)
+    with pytest.raises(NonFiniteError, match=r"^discriminator.head.weight .* \(and 1 more tensors\) after 8 images$"):
+        check_weights(training.state(), BATCH)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_state_is_known_by_its_tensors_before_it_is_loaded(kind: str) -> None:
+    training = start(kind)
+    run(training, range(1))
+    state = training.state()
+    check_state(state, NETWORKS[kind])
+    other = {name: value for name, value in state.items() if name != "generator_adam.0.step"}
+    with pytest.raises(
+        ValueError, match=r"^another network's: generator_adam.0.step is absent, not torch.float32 \(\)$"
+    ):
+        check_state(other, NETWORKS[kind])
+    with pytest.raises(ValueError, match=r"^another network's: more is torch.float32 \(2,\), not absent$"):
+        check_state({**state, "more": torch.zeros(2)}, NETWORKS[kind])
+    with pytest.raises(ValueError, match=r"^another network's: "):
+        check_state(state, NETWORKS["keras" if kind != "keras" else "gan"])
+
+
+def test_a_digest_is_of_all_that_a_state_holds() -> None:
+    first, second = start(seed=3), start(seed=3)
+    assert first.digest() == second.digest() != start(seed=4).digest()
+    run(first, range(1))
+    second.load_state(model_files.from_bytes(saved(first)))
+    assert first.digest() == second.digest()
+    second.discriminator_adam.state[next(second.discriminator.parameters())]["exp_avg_sq"].view(-1)[0] += 1
+    assert first.digest() != second.digest()
+
+
 @pytest.mark.long  # a minute of a C++ compiler
 @pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
 def test_compiled_networks_learn_the_same(arithmetic: Arithmetic) -> None:
@@ -396,6 +438,11 @@ def test_compiled_networks_learn_the_same(arithmetic: Arithmetic) -> None:
         (
             {"loss": "wgan-gp", "compile": True},
             "compile is set with loss wgan-gp; torch.compile has no gradients of gradients",
+        ),
+        (
+            {"loss": "wgan-gp", "sync_batch_norm": True},
+            "sync_batch_norm is set with loss wgan-gp, whose penalty it would change: the points between real and fake "
+            "images are normalised by each worker's own statistics; leave it out, or take another loss",
         ),
         ({"clip": 0.0}, "clip is 0.0; it must be above 0 and at most 1"),
         ({"gradient_penalty": -1.0}, "gradient_penalty is -1.0; it must be above 0 and at most 1000"),

@@ -18,7 +18,7 @@ from dcgan.arithmetic import Arithmetic
 from jobs import classify, curate, evaluate, rules, train
 from jobs.rules import Scores
 from jobs.settings import LostWorkError, UsageError
-from pipelines import dataset, selection
+from pipelines import checked, dataset, selection
 from pipelines.selection import SelectionError
 from pipelines.storage import Folder
 
@@ -215,7 +215,7 @@ def test_the_accuracy_score_is_of_a_classifier_that_saw_what_was_chosen(
         str(synthetic), root, str(synthetic), root, 10, 1500, 0, selection=str(tmp_path / "threes.parquet")
     )
     classify.Teach([lesson], str(tmp_path / "out"))(0)
-    answers = load((tmp_path / "out" / lesson.answers).read_bytes())
+    answers = load(checked.read(Folder(str(tmp_path / "out")), lesson.answers))
     assert np.array_equal(answers["wrong"], label_N != 3)
     assert lesson.name != replace(lesson, selection=None).name
 

@@ -129,7 +129,7 @@ class Laws(RuleBasedStateMachine):
         self.folder = Folder(f"{self.scratch.enter_context(scratch())}/d")
         self.count: int | None = None  # what the claim says
         self.tried: set[int] = set()  # counts that any job was to make
-        self.lost: set[int] = set()  # shards whose tar was deleted under their part
+        self.lost: set[int] = set()  # shards whose part is there, and their tar is not, or both are an older job's
         self.selection: dict[int, int] = {}
         self.selected_of = ""
 
@@ -138,6 +138,10 @@ class Laws(RuleBasedStateMachine):
 
     def parts(self) -> set[int]:
         return {int(name.partition(".")[0]) for name in self.folder.list("manifest")}
+
+    def right(self, shard: int) -> bool:
+        files, names = content(self.folder), (tar_name(shard), part_name(shard))
+        return all(files.get(name) == undisturbed(self.count or 0).get(name) for name in names)
 
     def whole(self) -> bool:
         return dataset.SEAL in self.folder.list() and not self.lost and self.parts() == {*shards_of(self.count or 0)}
@@ -156,7 +160,7 @@ class Laws(RuleBasedStateMachine):
                 work(self.folder, count)
                 break
             except (CorruptError, MissingError) as error:  # as its message says: delete the part, start again
-                found = {int(name) for name in re.findall(r"shards/(\d{6})\.tar", str(error))} & self.lost
+                found = {int(name) for name in re.findall(r"/(\d{6})\.(?:tar|parquet)", str(error))} & self.lost
             for shard in found:
                 self.folder.delete(part_name(shard))
         self.lost.clear()
@@ -166,13 +170,12 @@ class Laws(RuleBasedStateMachine):
     def a_job_is_killed(self, more: int, calls: int, opens: bool) -> None:
         count = (self.count or 1) + more
         self.tried.add(count)
-        had = self.parts()
         with killed_after(self.folder.url, calls, opens), suppress(CorruptError, MissingError):
             work(self.folder, count)
         claimed = self.folder.exists(dataset.CLAIM) and dataset.read_claim(self.folder)["identity"]["count"]
         assert claimed in (self.count or 0, count)
         self.count = claimed or None
-        self.lost -= {s for s in self.lost if self.folder.exists(tar_name(s))} | (had - self.parts())
+        self.lost = {shard for shard in self.lost & self.parts() if not self.right(shard)}
 
     @precondition(lambda self: self.parts())
     @rule(data=st.data())
@@ -196,6 +199,16 @@ class Laws(RuleBasedStateMachine):
         shard = data.draw(st.sampled_from(shards_of(self.count)))
         commit(self.folder, pile(self.count), shard)
         self.lost.discard(shard)
+
+    @precondition(lambda self: self.count)
+    @rule(data=st.data())
+    def a_late_worker_of_an_older_job_commits(self, data: st.DataObject) -> None:
+        """Of a job that was extended since: its last shard may be shorter than it is now."""
+        assert self.count is not None
+        older = data.draw(st.sampled_from(sorted(count for count in self.tried if count <= self.count)))
+        shard = shards_of(older)[-1]
+        commit(self.folder, pile(older), shard)
+        self.lost = (self.lost - {shard}) | ({shard} if not self.right(shard) else set())
 
     @precondition(lambda self: self.count)
     @rule(
@@ -255,7 +268,8 @@ class Laws(RuleBasedStateMachine):
             if name.startswith("journal/") or name.rpartition("/")[2].startswith("."):
                 continue
             now = name.startswith("manifest/") or name in (dataset.CLAIM, dataset.SEAL)
-            counts = {self.count or 0} if now else self.tried
+            stale = name in map(part_name, self.lost)
+            counts = {self.count or 0} if now and not stale else self.tried
             assert any(undisturbed(count).get(name) == data for count in counts), name
         for shard in self.parts() - self.lost:
             assert self.folder.read(tar_name(shard)) == undisturbed(self.count or 0)[tar_name(shard)]

@@ -412,11 +412,20 @@ BUGS = [
     Bug(
         "a part's keys are not compared",
         "pipelines/dataset.py",
-        '            or row["key"] != shards.key(row["index"])\n',
-        "",
+        '{"key": [shards.key(index) for index in kept], "shard": [shard] * len(kept)}',
+        '{"shard": [shard] * len(kept)}',
     ),
     Bug(
-        "a part's shards are not compared", "pipelines/dataset.py", '            or row["shard"] != record.shard\n', ""
+        "a part's shards are not compared",
+        "pipelines/dataset.py",
+        '{"key": [shards.key(index) for index in kept], "shard": [shard] * len(kept)}',
+        '{"key": [shards.key(index) for index in kept]}',
+    ),
+    Bug(
+        "a part's indices are not compared",
+        "pipelines/dataset.py",
+        'if part.table["index"].to_pylist() != kept or part.shard != shard:',
+        "if part.shard != shard:",
     ),
     Bug("a part's places are not compared", "pipelines/dataset.py", "            or image != sample.image\n", ""),
     Bug(
