@@ -119,8 +119,8 @@ def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path, plain: Pat
     with pytest.raises(CorruptError) as error:
         make(copy)
     assert str(error.value) == (
-        f"{copy}: cannot be sealed: missing or of another size: shards/000003.tar; "
-        "delete the shard's part under manifest/ and start again: it is made anew"
+        f"{copy}/shards/000003.tar: not found; delete manifest/000003.parquet and start the same command again: "
+        "the shard is made anew"
     )
     assert not (copy / "index.json").exists()
     (copy / "manifest" / "000003.parquet").unlink()
