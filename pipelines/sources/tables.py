@@ -109,7 +109,7 @@ class ParquetSource(Source):
                 group, first = _find(file.metadata, item.offset)
                 if group < 0:
                     raise changed(f"{self._folder}/{item.place}", f"has no row {item.offset:,} any more")
-                place, column = item.place, self._read_group(file, item.place, group)
+                place, column = item.place, self._column(file, item.place, group, self._image)
             value = column[item.offset - first].as_py()
             data = value.get("bytes") if isinstance(value, dict) else value
             if not data:
@@ -119,35 +119,41 @@ class ParquetSource(Source):
             else:
                 yield data
 
-    def _read_group(self, file: pq.ParquetFile, name: str, group: int) -> pa.ChunkedArray:
-        metadata = file.metadata.row_group(group)
-        columns = [metadata.column(i) for i in range(metadata.num_columns)]
-        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == self._image)
-        if size > MAX_GROUP_BYTES:
-            raise SourceError(
-                f"{self._folder}/{name}: a row group of {size / 1e9:.1f} GB, which a worker would have to hold; "
-                f"write it with row groups of up to {MAX_GROUP_BYTES / 1e9:.1f} GB"
-            )
-        return self._column(file, name, group, self._image)
-
     def _column(self, file: pq.ParquetFile, name: str, group: int, column: str) -> pa.ChunkedArray:
+        """A column of a row group, whole."""
+        where = f"{self._folder}/{name}: row group {group}"
         try:
-            return file.read_row_group(group, columns=[column]).column(column)
+            size = _size(file.metadata.row_group(group), column) if column == self._image else 0
+            if size > MAX_GROUP_BYTES:
+                raise SourceError(
+                    f"{where}: has {size / 1e9:.1f} GB, which a worker would have to hold; write it with row groups of "
+                    f"up to {MAX_GROUP_BYTES / 1e9:.1f} GB"
+                )
+            found = file.read_row_group(group, columns=[column]).column(column)
         except StorageError:
             raise
-        except (pa.ArrowException, OSError) as error:
-            what = f"row group {group} cannot be read"
-            raise SourceError(f"{self._folder}/{name}: {what}: {_in_a_line(error)}") from error
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"{where} cannot be read: {_in_a_line(error)}") from error
+        rows = file.metadata.row_group(group).num_rows
+        if len(found) != rows:
+            raise SourceError(f"{where}: {column} has {len(found):,} of its {rows:,} rows; damaged")
+        return found
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name != self._open_name:
             try:
                 file = pq.ParquetFile(self._folder.open(name), page_checksum_verification=True)
                 self._open_name, self._open_file = name, file
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise SourceError(f"{self._folder}/{name}: not a Parquet file: {_in_a_line(error)}") from error
         assert self._open_file is not None
         return self._open_file
+
+
+def _size(group: pq.RowGroupMetaData, column: str) -> int:
+    """Bytes of a row group's column, unpacked."""
+    parts = [group.column(i) for i in range(group.num_columns)]
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
 def _in_a_line(error: Exception) -> str:

@@ -505,6 +505,27 @@ class TestParquet:
         assert {line.split(":")[0] for line in refused} == {"row group 0 cannot be read", "not a Parquet file"}
         assert not any("\n" in line for line in refused)
 
+    def test_a_row_group_of_fewer_rows_than_its_file_says_is_an_error(self, tmp_path: Path) -> None:
+        """Found by changing bytes: rows were left out in silence, or were an IndexError."""
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"image": PNG[:9], "label": [*range(9)]}), path)
+        whole = path.read_bytes()
+        size = int.from_bytes(whole[-8:-4], "little")
+        footer = whole[-8 - size : -8]
+        asked, refused = 0, set()
+        for at in range(len(footer)):
+            if footer[at] != 18:  # 9 as Thrift writes it
+                continue
+            path.write_bytes(whole[: -8 - size] + footer[:at] + bytes([20]) + footer[at + 1 :] + whole[-8:])
+            asked += 1
+            try:
+                source = open_source(str(path))
+                assert [source.image(n) for n in range(len(source))] == PNG[:9]
+            except SourceError as error:
+                refused.add(str(error).removeprefix(f"{path}: "))
+        assert asked > 1
+        assert "row group 0: label has 9 of its 10 rows; damaged" in refused
+
     def test_pages_are_compared_with_their_checksums(self, tmp_path: Path) -> None:
         path, rows = tmp_path / "a.parquet", [bytes([n]) * 100 for n in range(9)]
         pq.write_table(pa.table({"image": rows}), path, compression="none", write_page_checksum=True)
