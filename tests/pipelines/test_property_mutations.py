@@ -421,12 +421,6 @@ BUGS = [
         '{"key": [shards.key(index) for index in kept], "shard": [shard] * len(kept)}',
         '{"key": [shards.key(index) for index in kept]}',
     ),
-    Bug(
-        "a part's indices are not compared",
-        "pipelines/dataset.py",
-        'if part.table["index"].to_pylist() != kept or part.shard != shard:',
-        "if part.shard != shard:",
-    ),
     Bug("a part's places are not compared", "pipelines/dataset.py", "            or image != sample.image\n", ""),
     Bug(
         "a part's hashes are not compared",
