@@ -83,7 +83,7 @@ class Bench:
             "arithmetic": generate.fingerprint(self.chosen),
         }
         dataset.claim(folder, identity, {})
-        models.copy(self.source, folder / generate.MODEL)
+        models.put(models.read(self.source).files, folder / generate.MODEL)
         return folder
 
     def bare(self, count: int) -> float:
@@ -171,7 +171,7 @@ class Bench:
         encoded = [images.encode(image) for image in made.images_NHWC]
         samples = [Sample(n, image, 0 if config.num_classes else None) for n, image in enumerate(encoded)]
         packed = shards.pack(samples, "png")
-        extra = {"seed": np.arange(count), "logit": made.logits_N, "score": made.logits_N}
+        extra = {"seed": np.arange(count), "logit": made.logits_N, "score": manifest.sigmoid(made.logits_N)}
         folder = Folder(str(self.place / "parts"))
         calls: dict[str, Callable[[], object]] = {
             "latents": lambda: latents.normal(0, count, config.z_dim),
@@ -201,7 +201,7 @@ def _per_second(call: Callable[[], object], seconds: float = 1.5) -> float:
 
 def _model(arguments: argparse.Namespace) -> Model:
     if arguments.model:
-        return models.load(models.resolve(Folder(arguments.model)))[0]
+        return models.take(Folder(arguments.model)).model
     torch.manual_seed(0)
     config = SHAPES[arguments.shape]
     generator, discriminator = build(config)

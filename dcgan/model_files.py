@@ -47,8 +47,13 @@ class Model:
 
 
 def pack(model: Model) -> dict[str, bytes]:
-    """The model's files by name, model.json last: a directory that has it is complete."""
+    """The model's files by name, model.json last: a directory that has it is complete.
+
+    Raises: ModelError naming file and tensor for a weight that is not finite.
+    """
     states = (model.generator.state_dict(), model.discriminator.state_dict())
+    for name, state in zip(WEIGHTS, states, strict=True):
+        _check_finite(name, state)
     weights = {name: to_bytes(state) for name, state in zip(WEIGHTS, states, strict=True)}
     card = {
         "format": FORMAT,
@@ -101,8 +106,10 @@ def _types(values: dict[str, Any]) -> dict[str, type]:
 def unpack(read: Callable[[str, int], bytes]) -> Model:
     """A model from its files, in eval mode. `read` gives a file's content by its name, up to a number of bytes.
 
-    Raises: ModelError if a file is not what model.json says, or does not fit the networks. A model may come from a
-    stranger: how large its networks are is known, and its files' sizes compared with it, before memory is taken.
+    Raises: ModelError if a file is not what model.json says, does not fit the networks, or is not finite.
+
+    A model may come from a stranger: how large its networks are is known, and its files' sizes compared with it, before
+    memory is taken.
     """
     card = read_card(read(CARD, MAX_CARD_BYTES))
     config = NetworkConfig(**card["network"])
@@ -114,14 +121,16 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
             raise ModelError(f"{name}: {expected} bytes; at most {MAX_WEIGHTS_BYTES} are read")
         if not size <= expected <= size + MAX_HEADER_BYTES:
             raise ModelError(f"{name} does not fit the networks: {expected:,} bytes, their tensors have {size:,}")
+    found = {}  # read one after the other, before time is spent on networks: a run may replace its model meanwhile
+    for name in WEIGHTS:
+        expected = card["files"][name]
+        found[name] = read(name, expected["bytes"])
+        if len(found[name]) != expected["bytes"] or hashlib.sha256(found[name]).hexdigest() != expected["sha256"]:
+            raise ModelError(f"{name} is not the file that {CARD} names (its size or sha256 is another)")
     generator, discriminator = build(config)
     for name, network in zip(WEIGHTS, (generator, discriminator), strict=True):
-        expected = card["files"][name]
-        data = read(name, expected["bytes"])
-        if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise ModelError(f"{name} is not the file that {CARD} names (its size or sha256 is another)")
         try:
-            state = from_bytes(data)
+            state = from_bytes(found[name])
             other = [
                 key for key, tensor in network.state_dict().items() if key in state and state[key].dtype != tensor.dtype
             ]
@@ -130,8 +139,15 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
             network.load_state_dict(state)
         except (SafetensorError, RuntimeError) as error:
             raise ModelError(f"{name} does not fit the networks: {str(error).splitlines()[0]}") from error
+        _check_finite(name, state)
         network.eval()
     return Model(generator, discriminator, card["classes"], card["provenance"])
+
+
+def _check_finite(name: str, state: dict[str, Tensor]) -> None:
+    for tensor, values in state.items():
+        if not torch.isfinite(values).all():
+            raise ModelError(f"{name}: {tensor} is not finite: a model that diverged; use an earlier one")
 
 
 def to_bytes(state: dict[str, Tensor]) -> bytes:

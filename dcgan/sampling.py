@@ -9,6 +9,7 @@ Shapes: N samples, B the fixed batch, Z latent size, H x W pixels, C channels.
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,10 @@ from dcgan.networks import Layers, Projection
 # Matrix kernels take a batch's rows in blocks and add up what is left over in another order: in a batch of 50 the last
 # two images' logits differed in their last bit from what the same images got in another place (float32, AVX-512).
 ROWS = 32
+
+
+class SampleError(ArithmeticError):
+    """Images or logits that are not finite: a model that diverged, or a processor that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,6 @@ class Sampler:
     def __init__(self, model: Model, arithmetic: Arithmetic, batch: int) -> None:
         self.config = model.config
         self._arithmetic, self._batch = arithmetic, -(-batch // ROWS) * ROWS
-        if arithmetic.device == "cuda":
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         layers = _fold([model.generator.project, *model.generator.layers[:-1]])  # the tanh is taken in float32
         self._subpixels = isinstance(layers[-1], nn.ConvTranspose2d)
         if self._subpixels:
@@ -60,6 +62,7 @@ class Sampler:
         """The images of consecutive seeds, and what the discriminator says of each.
 
         Args:   labels_N: int64, for a model with classes; None for one without.
+        Raises: SampleError naming the seeds of a batch in which an image or a logit is not finite.
         """
         batches = list(self.batches(seeds, labels_N))
         images_NHWC = np.concatenate([batch.images_NHWC for batch in batches])
@@ -70,34 +73,47 @@ class Sampler:
         z_NZ = latents.normal(seeds.start, len(seeds), self.config.z_dim)
         for start in range(0, len(z_NZ), self._batch):
             rows = slice(start, start + self._batch)
-            yield self.decode(z_NZ[rows], None if labels_N is None else labels_N[rows])
+            try:
+                made = self.decode(z_NZ[rows], None if labels_N is None else labels_N[rows])
+            except SampleError as error:
+                raise SampleError(f"seeds {seeds[rows][0]} to {seeds[rows][-1]}: {error}") from error
+            yield made
 
-    @torch.inference_mode()
     def decode(self, z_NZ: np.ndarray, labels_N: np.ndarray | None) -> Samples:
-        """The images of at most one batch of latents, float32."""
+        """The images of at most one batch of latents, float32. Raises SampleError if one is not finite."""
         assert len(z_NZ) <= self._batch
-        z_BZ = self._padded(z_NZ)
-        label_B = None if labels_N is None else self._padded(labels_N)
-        image_BHWC = self._images(z_BZ, label_B)
-        logit_B = self._logits(image_BHWC, label_B)
-        return Samples(image_BHWC[: len(z_NZ)].cpu().numpy(), logit_B[: len(z_NZ)].cpu().numpy())
+        with torch.inference_mode(), exact_kernels(self._arithmetic.device):
+            z_BZ = self._padded(z_NZ)
+            label_B = None if labels_N is None else self._padded(labels_N)
+            image_BHWC, sum_of_levels = self._images(z_BZ, label_B)
+            logit_B = self._logits(image_BHWC, label_B)
+            made = Samples(image_BHWC[: len(z_NZ)].cpu().numpy(), logit_B[: len(z_NZ)].cpu().numpy())
+            _check("an image", sum_of_levels.cpu().numpy())
+        _check("a logit", made.logits_N)
+        return made
 
-    @torch.inference_mode()
     def score(self, images_NHWC: np.ndarray, labels_N: np.ndarray | None) -> np.ndarray:
-        """The logits of stored images, float32 [N]: those of `sample`, bit for bit, for the images that it made."""
-        logits = []
-        for start in range(0, len(images_NHWC), self._batch):
-            image_BHWC = self._padded(images_NHWC[start : start + self._batch])
-            label_B = None if labels_N is None else self._padded(labels_N[start : start + self._batch])
-            logits.append(self._logits(image_BHWC, label_B))
-        return torch.cat(logits)[: len(images_NHWC)].cpu().numpy()
+        """The logits of stored images, float32 [N]: those of `sample`, bit for bit, for the images that it made.
 
-    def _images(self, z_BZ: Tensor, label_B: Tensor | None) -> Tensor:
+        Raises: SampleError if one is not finite.
+        """
+        logits = []
+        with torch.inference_mode(), exact_kernels(self._arithmetic.device):
+            for start in range(0, len(images_NHWC), self._batch):
+                image_BHWC = self._padded(images_NHWC[start : start + self._batch])
+                label_B = None if labels_N is None else self._padded(labels_N[start : start + self._batch])
+                logits.append(self._logits(image_BHWC, label_B))
+            logit_N = torch.cat(logits)[: len(images_NHWC)].cpu().numpy()
+        _check("a logit", logit_N)
+        return logit_N
+
+    def _images(self, z_BZ: Tensor, label_B: Tensor | None) -> tuple[Tensor, Tensor]:
+        """8-bit images, and the sum of their grey levels before the cast: NaN as uint8 is any number."""
         image_BCHW = self._generator(z_BZ.to(self._arithmetic.dtype), label_B)
         # tanh, rounding and the scale of 127.5 in float32: bfloat16 has only 8 bits itself
         levels = image_BCHW.float().tanh_().mul_(127.5).add_(127.5).round_()
         image_BHWC = levels.to(torch.uint8).permute(0, 2, 3, 1)
-        return (assembled(image_BHWC) if self._subpixels else image_BHWC).contiguous()
+        return (assembled(image_BHWC) if self._subpixels else image_BHWC).contiguous(), levels.sum()
 
     def _logits(self, image_BHWC: Tensor, label_B: Tensor | None) -> Tensor:
         image_BCHW = (image_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0).to(self._arithmetic.dtype)
@@ -124,6 +140,26 @@ class Sampler:
             if isinstance(layer, nn.ReLU | nn.LeakyReLU):
                 layer.inplace = True
         return ready
+
+
+@contextmanager
+def exact_kernels(device: str) -> Iterator[None]:
+    """Have a GPU add in one order and in whole float32, inside only: the process may be one that trains."""
+    if device != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def _check(what: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise SampleError(f"{what} is not finite; train the model again, or take an earlier one")
 
 
 def _fold(layers: Iterable[nn.Module]) -> Layers:

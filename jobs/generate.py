@@ -7,18 +7,22 @@ if __name__ == "__main__":
     signals.arm()
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow
 from pydantic import Field
 
-from dcgan import arithmetic, latents, model_files
+from dcgan import arithmetic, latents
 from dcgan.arithmetic import Arithmetic
+from dcgan.model_files import ModelError
 from dcgan.sampling import Sampler
 from jobs import cluster, models, produce
+from jobs.models import Taken
 from jobs.settings import ClusterSettings, GpuShare, JobSettings, Number, Url, UsageError, run
-from pipelines import dataset, images
+from pipelines import dataset, images, manifest
+from pipelines.dataset import CorruptError, DatasetError
 from pipelines.shards import Sample
 from pipelines.storage import Folder
 
@@ -66,8 +70,7 @@ class GenerateShard:
             raise RuntimeError(
                 f"this worker computes as {here}, the dataset was begun as {self.identity['arithmetic']}"
             )
-        model, digest = models.load(self.folder / MODEL)
-        assert digest == self.identity["model"], "the dataset's own copy of its model is another model"
+        model = models.load_named(self.folder / MODEL, self.identity["model"])
         self.sampler = Sampler(model, chosen, self.identity["batch"])
         self.encoder = ThreadPoolExecutor(1, "encoder")
 
@@ -88,7 +91,7 @@ class GenerateShard:
             Sample(index, image, None if labels is None else int(labels[n]))
             for n, (index, image) in enumerate(zip(indices, encoded, strict=True))
         )
-        scores_N = sigmoid(logits_N)
+        scores_N = manifest.sigmoid(logits_N)
         extra = {"seed": np.arange(seeds.start, seeds.stop), "logit": logits_N, "score": scores_N}
         extension = images.EXTENSIONS[self.identity["image"]["format"]]
         record = dataset.commit(self.folder, shard, "generate", samples, extra, extension=extension)
@@ -151,48 +154,40 @@ def labels_of(identity: dict[str, Any], indices: range) -> np.ndarray | None:
     return label_N
 
 
-def sigmoid(logits_N: np.ndarray) -> np.ndarray:
-    """In float64, rounded to float32."""
-    scores: np.ndarray = (1.0 / (1.0 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
-    return scores
-
-
 def main(settings: GenerateSettings) -> None:
     if settings.seed_start + settings.count > latents.MAX_SEED:
         raise UsageError(
             f"--seed-start {settings.seed_start} + --count {settings.count}: seeds end at {latents.MAX_SEED}"
         )
-    source = models.resolve(Folder(settings.model))
-    card_bytes = source.read(model_files.CARD, model_files.MAX_CARD_BYTES)
-    card = model_files.read_card(card_bytes)
-    dataset.check_size({**card["network"], "count": settings.count, "shard_size": settings.shard_size})
-    labels = parse_classes(settings.classes, card["classes"])
+    taken = models.take(Folder(settings.model))
+    config, classes = taken.model.config, taken.model.classes
+    dataset.check_size({**asdict(config), "count": settings.count, "shard_size": settings.shard_size})
+    labels = parse_classes(settings.classes, classes)
     if settings.dry_run:
-        return _print_plan(settings, source, labels)
+        return _print_plan(settings, taken, labels)
     pool = cluster.connect(
         settings.workers, settings.device, settings.gpus_per_worker, settings.verbose, settings.wait_s
     )
     chosen, here = cluster.probe(pool, settings.precision, fingerprint)
     identity = {
         "producer": "generate",
-        "model": model_files.digest(card_bytes),
+        "model": taken.digest,
         "seed_start": settings.seed_start,
         "count": settings.count,
         "shard_size": settings.shard_size,
         "image": _image(settings),
-        "image_size": card["network"]["image_size"],
-        "channels": card["network"]["channels"],
-        "classes": card["classes"],
+        "image_size": config.image_size,
+        "channels": config.channels,
+        "classes": classes,
         "labels": labels,
         "batch": settings.batch_size,
         "arithmetic": here,
     }
     output = Folder(settings.output)
-    dataset.claim(output, identity, settings.stored())
-    models.copy(source, output / MODEL)
+    _claim(output, identity, settings.stored(), taken)
     print(
         f"generate: {settings.count:,} images in {dataset.num_shards(identity):,} shards, {pool.workers} workers, "
-        f"{here['dtype']} on {here['device']}, model {identity['model'][:12]} of {source}",
+        f"{here['dtype']} on {here['device']}, model {taken.digest[:12]} of {taken.folder}",
         flush=True,
     )
     scores = Scores()
@@ -221,22 +216,56 @@ def main(settings: GenerateSettings) -> None:
     print(f"generate: next: jobs/verify.py --dataset {output} --regenerate 64")
 
 
+def _claim(output: Folder, identity: dict[str, Any], stored: dict[str, Any], taken: Taken) -> None:
+    """Take the output for this identity, and have the model in it: of a start that was cut off, a part may be there.
+
+    Raises: DatasetError for an output that is another's, and for a model there that no dataset has claimed.
+    """
+    carried = output / MODEL
+    others = [name for name, other in models.other_files(taken.files, carried).items() if other]
+    if others and not output.exists(dataset.CLAIM):
+        raise DatasetError(f"{carried}/{others[0]}: of another model, and no dataset is here; use another --output")
+    try:
+        dataset.claim(output, identity, stored)
+    except DatasetError as error:
+        raise _another_model(output, taken) or error from error
+    models.put(taken.files, carried)
+
+
+def _another_model(output: Folder, taken: Taken) -> DatasetError | None:
+    """The error that says how to go on with an output that was begun with another model; None if that is not why.
+
+    A run that trains on has another best model than when the dataset was begun.
+    """
+    try:
+        begun = dataset.read_claim(output)["identity"].get("model")
+    except (DatasetError, CorruptError):
+        return None
+    if begun in (None, taken.digest):
+        return None
+    what = f'{output}: begun with model = "{begun}", this run has "{taken.digest}"'
+    try:
+        models.load_named(output / MODEL, begun)
+    except (ModelError, CorruptError) as error:
+        return DatasetError(f"{what}, and its own copy is not whole ({error}); give the former, or another --output")
+    return DatasetError(f"{what}; --model {output / MODEL} goes on with the one that it carries; or another --output")
+
+
 def _image(settings: GenerateSettings) -> dict[str, Any]:
     lossy = {} if settings.image_format == "png" else {"quality": settings.quality}
     return {"format": settings.image_format, **lossy}
 
 
-def _print_plan(settings: GenerateSettings, source: Folder, labels: dict[str, Any] | None) -> None:
+def _print_plan(settings: GenerateSettings, taken: Taken, labels: dict[str, Any] | None) -> None:
     """What a run would make, its size judged by 64 images that are made here and thrown away."""
-    model, digest = models.load(source)
     chosen = arithmetic.choose("fp32", "cpu")
     cycle = labels_of({"labels": labels}, range(64))
-    made = Sampler(model, chosen, 64).sample(range(settings.seed_start, settings.seed_start + 64), cycle)
+    made = Sampler(taken.model, chosen, 64).sample(range(settings.seed_start, settings.seed_start + 64), cycle)
     image = _image(settings)
     sizes = [len(images.encode(one, image["format"], image.get("quality", 0))) for one in made.images_NHWC]
     blocks = sum(-(-size // 512) + 1 for size in sizes) / len(sizes) + (2 if labels else 0)
     shards = -(-settings.count // settings.shard_size)
-    print(f"generate: would make {settings.count:,} images with model {digest[:12]} of {source}")
+    print(f"generate: would make {settings.count:,} images with model {taken.digest[:12]} of {taken.folder}")
     megabytes = settings.count * blocks * 512 / 1e6
     objects = 2 * shards + len(models.FILES) + 5
     print(f"generate: {shards:,} shards of {settings.shard_size:,}, about {megabytes:,.0f} MB in tars")

@@ -18,7 +18,7 @@ from jobs import cluster, generate, models
 from jobs.cluster import Done, Pool
 from jobs.progress import Progress
 from jobs.settings import ClusterSettings, Number, Url, UsageError, run
-from pipelines import dataset, images
+from pipelines import dataset, images, manifest
 from pipelines.dataset import CorruptError, Index
 from pipelines.storage import Folder
 
@@ -96,7 +96,7 @@ class Maker:
                 raise CorruptError(
                     f"{where}: made again from seed {row['seed']} it differs by {difference} of 255 grey levels"
                 )
-            self._compare_score(row, stored, labels, where)
+            self.compare_score(row, stored, labels, where)
             exact += difference == 0
             furthest = max(furthest, difference)
         return {"regenerated": len(rows), "exact": exact, "furthest": furthest}
@@ -108,11 +108,13 @@ class Maker:
             made = images.decode(images.encode(made, image["format"], image["quality"]), made.shape[2])
         return int(np.abs(made.astype(int) - stored.astype(int)).max())
 
-    def _compare_score(self, row: dict[str, Any], stored: np.ndarray, labels: np.ndarray | None, where: str) -> None:
+    def compare_score(self, row: dict[str, Any], stored: np.ndarray, labels: np.ndarray | None, where: str) -> None:
+        """Raises CorruptError for a row whose logit or score is not what the discriminator says of its image."""
         logit = self.sampler.score(stored[None], labels)
         slack = arithmetic.logit_tolerance(self.index.identity["arithmetic"]) if self.tolerance else 0.0
-        score = generate.sigmoid(logit)[0]
-        if abs(float(logit[0]) - row["logit"]) > slack or abs(float(score) - row["score"]) > slack:
+        score = manifest.sigmoid(logit)[0]
+        # Not `> slack`: NaN is never greater.
+        if not (abs(float(logit[0]) - row["logit"]) <= slack and abs(float(score) - row["score"]) <= slack):
             raise CorruptError(
                 f"{where}: its logit is {row['logit']:.6f} and its score {row['score']:.6f}; "
                 f"the discriminator gives {float(logit[0]):.6f} and {float(score):.6f}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -88,6 +89,29 @@ class Part:
     rejects: tuple[Reject, ...]
 
 
+def sigmoid(logits_N: np.ndarray) -> np.ndarray:
+    """A score of each logit: in float64, rounded to float32."""
+    with np.errstate(over="ignore"):  # exp(710) is infinite, and its score 0
+        scores: np.ndarray = (1.0 / (1.0 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
+    return scores
+
+
+def check_scores(logits_N: np.ndarray, scores_N: np.ndarray) -> None:
+    """Raises ValueError naming the row whose logit is not finite, or whose score is not its sigmoid.
+
+    A score may be off by its last bit: an exponential is not rounded alike everywhere.
+    """
+    exact_N = sigmoid(logits_N)
+    far_N = (scores_N < np.nextafter(exact_N, np.float32(-1))) | (scores_N > np.nextafter(exact_N, np.float32(2)))
+    bad_N = np.flatnonzero(~np.isfinite(logits_N) | ~np.isfinite(scores_N) | far_N)
+    if len(bad_N):
+        row, many = int(bad_N[0]), len(bad_N)
+        raise ValueError(
+            f"row {row}: logit {logits_N[row]:.6g} and score {scores_N[row]:.6g}, which must be its sigmoid and finite "
+            f"({many:,} such rows)"
+        )
+
+
 def tar_name(shard: int) -> str:
     return f"shards/{shard:06d}.tar"
 
@@ -107,7 +131,11 @@ def encode(
     """The part of a packed shard. `extra` holds the producer's own columns (EXTRA), one value a sample.
 
     The same rows give the same bytes under one version of pyarrow.
+
+    Raises: ValueError for a logit that is not finite, or a score that is not its sigmoid.
     """
+    if "logit" in extra:
+        check_scores(*(np.asarray(extra[name], np.float32) for name in ("logit", "score")))
     footer = {
         "shard": shard,
         "tar_bytes": len(packed.data),
@@ -151,7 +179,10 @@ def decode(data: bytes, where: str) -> Part:
         fields = next((fields for fields in _FIELDS.values() if names == [field.name for field in fields]), None)
         if fields is None:
             raise ValueError(f"its columns are {', '.join(names)[:200]}")
-        return Part(_read_rows(data, meta, pa.schema(fields)), *facts)
+        rows = _read_rows(data, meta, pa.schema(fields))
+        if "logit" in rows.column_names:
+            check_scores(*(rows[name].to_numpy() for name in ("logit", "score")))
+        return Part(rows, *facts)
     except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())  # Arrow's have several lines
         raise PartError(f"{where}: not a manifest part: {why}") from error

@@ -152,6 +152,28 @@ def test_weights_with_a_tensor_too_few_or_too_many_are_refused() -> None:
         assert message.startswith(f"{DISCRIMINATOR} does not fit the networks: ")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_model_that_is_not_finite_is_neither_published_nor_taken(name: str, value: float) -> None:
+    """The last value of every tensor in turn: weights, norms' statistics, biases."""
+    model = make(CONFIGS["dcgan with classes"])
+    files = model_files.pack(model)
+    state = (model.generator if name == GENERATOR else model.discriminator).state_dict()
+    found = [tensor for tensor, values in state.items() if values.is_floating_point()]
+    assert len(found) > 8
+    for tensor in found:
+        last = tuple(size - 1 for size in state[tensor].shape)
+        kept = state[tensor][last].clone()
+        state[tensor][last] = value
+        told = f"{name}: {tensor} is not finite: a model that diverged; use an earlier one"
+        with pytest.raises(ModelError) as caught:
+            model_files.pack(model)
+        assert str(caught.value) == told
+        assert refusal(with_weights(files, name, model_files.to_bytes(state))) == told
+        state[tensor][last] = kept
+    assert model_files.pack(model) == files
+
+
 class Bomb:
     """Unpickled, it makes a file."""
 

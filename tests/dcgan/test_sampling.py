@@ -1,15 +1,17 @@
 """Sampling: an image and its score depend on the seed and the label alone, and are those of the trained networks."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dcgan import latents, model_files
+from dcgan import latents, model_files, sampling
 from dcgan.arithmetic import Arithmetic
 from dcgan.model_files import Model
 from dcgan.networks import NetworkConfig, build
-from dcgan.sampling import Sampler
+from dcgan.sampling import SampleError, Sampler
 
 FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat16)
 CONFIGS = {
@@ -181,3 +183,60 @@ def test_a_sampler_leaves_its_model_as_it_was(kind: str, arithmetic: Arithmetic)
         for value in model.generator.parameters():
             value.zero_()
     assert np.array_equal(sampler.sample(seeds, labels(model, seeds)).images_NHWC, first.images_NHWC)
+
+
+def kernel_flags() -> tuple[bool, ...]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.enabled
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_the_process_keeps_its_gpu_flags(raised: bool) -> None:
+    """Rank 0 samples in the middle of its training. Inside, a GPU is to add in one order and in whole float32."""
+    before = kernel_flags()
+    assert before[:2] == (False, True), "else the test shows nothing"
+    with contextlib.suppress(SampleError), sampling.exact_kernels("cuda"):
+        assert kernel_flags() == (True, False, False, *before[3:])
+        if raised:
+            raise SampleError
+    assert kernel_flags() == before
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_sampler_leaves_the_gpu_flags_of_the_process(device: str) -> None:
+    """Without a GPU one for `cuda` cannot be made, and even then nothing is left behind."""
+    before, model = kernel_flags(), make(CONFIGS["gan"])
+    with (
+        contextlib.nullcontext()
+        if device == "cpu" or torch.cuda.is_available()
+        else pytest.raises((RuntimeError, AssertionError))
+    ):
+        sampler = Sampler(model, Arithmetic(device, torch.float32), 8)
+        assert kernel_flags() == before
+        made = sampler.sample(range(5), np.zeros(5, np.int64))
+        sampler.score(made.images_NHWC, np.zeros(5, np.int64))
+    assert kernel_flags() == before
+
+
+@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_value_that_is_not_finite_in_any_layer_is_an_error_that_names_the_seeds(
+    kind: str, value: float, arithmetic: Arithmetic
+) -> None:
+    """An infinity may saturate tanh to a level that is finite: then the image is, and the score of it."""
+    for network, told in (("generator", "an image"), ("discriminator", "a logit")):
+        model = make(CONFIGS[kind])
+        weights = [v for name, v in getattr(model, network).named_parameters() if name.endswith("weight")]
+        for weight in (weights[0], weights[-1]):
+            kept = weight.detach().clone()
+            weight.detach()[(0,) * weight.ndim] = value
+            sampler, seeds = Sampler(model, arithmetic, 32), range(64, 134)
+            with contextlib.suppress(SampleError) if np.isinf(value) else pytest.raises(SampleError) as caught:
+                made = sampler.sample(seeds, labels(model, seeds))
+                assert np.isfinite(made.logits_N).all()
+            if caught is not None:
+                assert str(caught.value) == (
+                    f"seeds 64 to 95: {told} is not finite; train the model again, or take an earlier one"
+                )
+            weight.detach().copy_(kept)

@@ -18,7 +18,7 @@ import ray
 import torch
 
 from dcgan import arithmetic, model_files
-from dcgan.model_files import Model
+from dcgan.model_files import Model, ModelError
 from dcgan.networks import NetworkConfig, build
 from jobs import generate, models, verify
 from jobs.settings import LostWorkError, UsageError
@@ -170,13 +170,87 @@ def test_another_model_is_refused(make: Make, copy: Path, digits_run: Path, tmp_
     torch.manual_seed(1)
     other = Folder(str(tmp_path / "model"))
     now = models.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
-    with pytest.raises(DatasetError) as error:
-        make(copy, model=other.url)
-    assert str(error.value) == (
-        f'{copy}: begun with model = "{before}", this run has "{now}"; '
-        "use the same settings to go on, or another --output"
-    )
+    for count in (100, 200):
+        with pytest.raises(DatasetError) as error:
+            make(copy, model=other.url, count=count)
+        assert str(error.value) == (
+            f'{copy}: begun with model = "{before}", this run has "{now}"; '
+            f"--model {copy}/model goes on with the one that it carries; or another --output"
+        )
     assert model_files.digest((copy / "model" / "model.json").read_bytes()) == before
+
+
+def test_the_model_that_a_dataset_carries_goes_on(make: Make, copy: Path, plain: Path) -> None:
+    (copy / "index.json").unlink()
+    (copy / "manifest" / "000001.parquet").unlink()
+    make(copy, model=f"{copy}/model")
+    assert_equal_shards(copy, plain)
+
+
+def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_of(
+    make: Make, copy: Path, plain: Path, digits_run: Path, tmp_path: Path
+) -> None:
+    (copy / "index.json").unlink()
+    (copy / "manifest" / "000001.parquet").unlink()
+    (copy / "model" / "model.json").unlink()
+    (copy / "model" / "generator.safetensors").write_bytes(b"half")
+    with pytest.raises(ModelError) as error:
+        make(copy, model=f"{copy}/model")
+    told = f"{copy}/model/model.json: missing: a model that was copied in part; name the one it was copied from"
+    assert str(error.value) == told
+    mine, before = models.load(models.resolve(Folder(str(digits_run))))
+    torch.manual_seed(1)
+    now = models.save(Model(*build(mine.config), mine.classes, mine.provenance), Folder(str(tmp_path / "model")))
+    with pytest.raises(DatasetError) as refused:
+        make(copy, model=str(tmp_path / "model"))
+    assert str(refused.value).startswith(
+        f'{copy}: begun with model = "{before}", this run has "{now}", and its own copy is not whole ('
+    )
+    make(copy)
+    assert_equal_shards(copy, plain)
+    assert tree(copy / "model") == tree(plain / "model")
+
+
+@pytest.mark.parametrize("name", models.FILES)
+def test_a_damaged_copy_of_the_model_is_mended(make: Make, copy: Path, plain: Path, name: str) -> None:
+    (copy / "index.json").unlink()
+    (copy / "manifest" / "000001.parquet").unlink()
+    data = bytearray((copy / "model" / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model" / name).write_bytes(data)
+    make(copy)
+    assert tree(copy) == tree(plain)
+
+
+def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digits_run: Path) -> None:
+    """A folder `model` where no dataset is: somebody's own."""
+    other = Folder(str(tmp_path / "output" / "model"))
+    mine, _ = models.load(models.resolve(Folder(str(digits_run))))
+    models.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
+    before = tree(tmp_path / "output")
+    with pytest.raises(DatasetError) as error:
+        make(tmp_path / "output")
+    assert str(error.value) == (
+        f"{other}/generator.safetensors: of another model, and no dataset is here; use another --output"
+    )
+    assert tree(tmp_path / "output") == before
+
+
+def test_images_that_are_not_finite_are_not_sealed(make: Make, digits_run: Path, tmp_path: Path) -> None:
+    """Weights of 1e38 are finite; what they make is not. The shard is named, and nothing of it is written."""
+    mine, _ = models.load(models.resolve(Folder(str(digits_run))))
+    with torch.no_grad():
+        for weight in mine.generator.parameters():
+            weight.copy_(torch.where(weight > 0, 1e38, -1e38))
+    models.save(mine, Folder(str(tmp_path / "model")))
+    with pytest.raises(LostWorkError) as error:
+        make(tmp_path / "output", model=str(tmp_path / "model"), count=40, shard_size=40)
+    assert str(error.value) == (
+        f"1 shards of {tmp_path}/output are not done (000000); shards 000000 failed, the first with: SampleError: "
+        "seeds 0 to 39: an image is not finite; train the model again, or take an earlier one. "
+        "What is finished stays; the same command does the rest"
+    )
+    assert sorted(tree(tmp_path / "output")) == ["dataset.json", *(f"model/{name}" for name in sorted(models.FILES))]
 
 
 def test_a_larger_count_extends(make: Make, plain: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What verify passes, and what it finds: on copies of a good dataset, each with one thing wrong."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -16,10 +19,11 @@ import torch
 from dcgan import arithmetic, model_files
 from dcgan.model_files import Model
 from dcgan.networks import build
-from jobs import generate, models, verify
+from jobs import curate, generate, models, verify
 from jobs.settings import UsageError
-from pipelines import card, dataset, images, shards
+from pipelines import card, dataset, images, manifest, shards
 from pipelines.dataset import CorruptError
+from pipelines.manifest import PartError
 from pipelines.storage import Folder
 
 SHARD = 1  # where damage is done; it owns the indices 250 to 499
@@ -161,6 +165,7 @@ def wrong_score(samples: Samples, columns: Columns) -> None:
 
 def wrong_logit(samples: Samples, columns: Columns) -> None:
     columns["logit"][0] = np.nextafter(columns["logit"][0], np.float32(1000))
+    columns["score"] = manifest.sigmoid(columns["logit"])
 
 
 def swapped_labels(samples: Samples, columns: Columns) -> None:
@@ -217,6 +222,44 @@ def test_regenerate_finds_a_score_that_is_off_by_one_bit(
     start = f"{copy}/shards/000001.tar: sample 000000000250: its logit is "
     assert str(error.value).startswith(start)
     assert "; the discriminator gives " in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["logit", "score"])
+def test_nan_equals_nothing(synthetic: Path, one_thread: None, name: str) -> None:
+    place = Folder(str(synthetic))
+    index = dataset.open_sealed(place)
+    maker = verify.Maker(place, index, arithmetic.choose("auto", "cpu"))
+    row = dataset.read_sealed_part(place, index.shards[SHARD]).table.take([0]).to_pylist()[0]
+    image = dataset.read_shard(place, index.shards[SHARD])[row["offset"] : row["offset"] + row["size"]]
+    stored, labels = images.decode(image, 1), np.array([row["label"]], np.int64)
+    maker.compare_score(row, stored, labels, "here")
+    with pytest.raises(CorruptError, match=r"^here: its logit is .*nan"):
+        maker.compare_score({**row, name: float("nan")}, stored, labels, "here")
+
+
+@pytest.mark.parametrize(("logit", "score"), [(np.nan, np.nan), (np.nan, 0.5), (2.0, 0.5)])
+def test_rows_that_an_earlier_version_sealed_with_nan_do_not_pass(copy: Path, logit: float, score: float) -> None:
+    """What no version writes any more: the part is put together by hand, and its hashes are sealed."""
+    place = Folder(str(copy))
+    index = dataset.open_sealed(place)
+    records = {record.shard: record for record in index.shards}
+    part = copy / records[SHARD].part
+    table, footer = pq.read_table(part), pq.read_metadata(part).metadata[b"ganmill"]
+    for name, value in (("logit", logit), ("score", score)):
+        values = table[name].to_numpy().copy()
+        values[3] = value
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), pa.array(values))
+    with pq.ParquetWriter(part, table.schema.remove_metadata(), store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({b"ganmill": footer})
+    data = part.read_bytes()
+    records[SHARD] = replace(records[SHARD], part_bytes=len(data), part_sha256=hashlib.sha256(data).hexdigest())
+    dataset.seal(place, index.identity, records, {}, [name for name in index.files if name != dataset.CLAIM])
+    told = rf"^{re.escape(str(part))}: not a manifest part: row 3: logit .* which must be its sigmoid and finite"
+    with pytest.raises(PartError, match=told):
+        check_one(copy)
+    with pytest.raises(PartError, match=told):
+        curate.read_scores(place, dataset.open_sealed(place))
 
 
 def test_regenerate_through_the_command(copy: Path, local_ray: None) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from pipelines import manifest, shards
 from pipelines.manifest import PartError, Reject, ShardRecord
 from pipelines.shards import Packed, Sample
 
+LOGITS = [-1.5, 0.0, 3.25]
 LAST = 10**12 - 1  # the largest index that has twelve digits
 COMMON = [
     ("key", "string", "BYTE_ARRAY"),
@@ -26,7 +28,7 @@ PRODUCERS = {
     "ingest": ([("source", "string", "BYTE_ARRAY")], {"source": ["cats/ä.png", "", "x#3"]}),
     "generate": (
         [("seed", "int64", "INT64"), ("logit", "float", "FLOAT"), ("score", "float", "FLOAT")],
-        {"seed": [0, 1, 2**63 - 1], "logit": [-1.5, 0.0, 3.25], "score": [0.25, 0.5, 0.75]},
+        {"seed": [0, 1, 2**63 - 1], "logit": LOGITS, "score": manifest.sigmoid(np.array(LOGITS)).tolist()},
     ),
 }
 REJECTS = (Reject(4, "cats/b.txt", "not an image"), Reject(6, "ü/c.png", "damaged: cut short"))
@@ -166,3 +168,55 @@ def test_rejects_are_a_plain_table() -> None:
         {"index": 6, "source": "ü/c.png", "reason": "damaged: cut short"},
     ]
     assert b"ARROW:schema" not in (file.metadata.metadata or {})
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_sigmoid_warns_of_nothing_and_has_the_bits_it_always_had() -> None:
+    """A critic's logits reach -2,000, where the exponential overflows. All that it says is that the score is 0."""
+    tiny = [value for power in range(-149, 11) for value in (2.0**power, -(2.0**power))]
+    logits_N = np.concatenate([np.linspace(-2500, 2500, 400_001), np.linspace(-20, 20, 400_001), tiny]).astype(
+        np.float32
+    )
+    scores_N = manifest.sigmoid(logits_N)
+    with np.errstate(all="ignore"):
+        before_N = (1.0 / (1.0 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
+    assert scores_N.tobytes() == before_N.tobytes()
+    assert manifest.sigmoid(np.array([-2000, 2000], np.float32)).tolist() == [0.0, 1.0]
+    manifest.check_scores(logits_N, scores_N)
+    manifest.check_scores(np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("logit", "score"),
+    [(np.nan, 0.5), (np.nan, np.nan), (np.inf, 1.0), (-np.inf, 0.0), (0.0, np.nan), (1.0, 0.5), (-1.0, 0.7310586)],
+)
+def test_a_logit_that_is_not_finite_or_a_score_that_is_not_its_sigmoid_is_neither_written_nor_read(
+    logit: float, score: float
+) -> None:
+    rows = {"seed": [0, 1, 2], "logit": [*LOGITS[:2], logit], "score": [*manifest.sigmoid(np.array(LOGITS[:2])), score]}
+    with pytest.raises(ValueError, match=r"^row 2: logit .* and finite \(1 such rows\)$"):
+        manifest.encode("generate", 7, packed(), rows)
+    good = io.BytesIO(part("generate"))
+    table = pq.read_table(good)
+    for name in ("logit", "score"):
+        table = table.set_column(
+            table.schema.get_field_index(name), table.schema.field(name), pa.array(rows[name], pa.float32())
+        )
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema.remove_metadata(), store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({b"ganmill": pq.read_metadata(good).metadata[b"ganmill"]})
+    with pytest.raises(PartError, match=r"^x: not a manifest part: row 2: logit "):
+        manifest.decode(sink.getvalue(), "x")
+
+
+@pytest.mark.parametrize("logit", [-30.0, -2.7, -0.1, 0.0, 1e-3, 2.7, 15.0])
+def test_a_score_may_be_off_by_its_last_bit(logit: float) -> None:
+    """Processors round an exponential differently, and a dataset may come from another one."""
+    logits_N = np.array([logit], np.float32)
+    for towards in (-1, 2):
+        near_N = np.nextafter(manifest.sigmoid(logits_N), np.float32(towards))
+        manifest.check_scores(logits_N, near_N)
+        if towards == -1 or near_N < 1:
+            with pytest.raises(ValueError, match="row 0"):
+                manifest.check_scores(logits_N, np.nextafter(near_N, np.float32(towards)))
