@@ -14,7 +14,8 @@ from pydantic import Field
 from dcgan import arithmetic
 from dcgan.arithmetic import Arithmetic
 from dcgan.sampling import Sampler
-from jobs import cluster, generate, models
+from jobs import against, cluster, generate, models
+from jobs.against import Comparison, Listing, Reading
 from jobs.cluster import Done, Pool
 from jobs.progress import Progress
 from jobs.settings import ClusterSettings, Number, Url, UsageError, run
@@ -29,29 +30,35 @@ class VerifySettings(ClusterSettings):
     goes_on: ClassVar[bool] = False
     command: ClassVar[str] = "verify"
     about: ClassVar[str] = (
-        "Check that a dataset is what was sealed: every hash, count and index; and that images can be made again."
+        "Check that a dataset is what was sealed: every hash, count and index. Make its images again, if it was\n"
+        "generated; compare them with their source, if it was ingested."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/verify.py",
         "jobs/verify.py --dataset s3://bucket/faces-1m --regenerate 256",
+        "jobs/verify.py --dataset s3://bucket/pictures --against ~/pictures",
     )
 
     dataset: Url = Field("{root}/synthetic", description="the dataset")
     regenerate: Number = Field(
         0, ge=0, le=10**7, description="how many images to make again from their rows, spread evenly"
     )
+    against: str | None = Field(
+        None, description="the source of an ingested dataset: read it again and compare every image and label"
+    )
     workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a CPU")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where images are made again")
 
 
 class VerifyShard:
-    """An actor's work: check one shard a call, and make some of its images again."""
+    """An actor's work: check one shard a call, make some of its images again, compare all of them with the source."""
 
-    def __init__(self, url: str, regenerate: int, chosen: Arithmetic | None) -> None:
+    def __init__(self, url: str, regenerate: int, chosen: Arithmetic | None, how: Reading | None = None) -> None:
         self.folder = Folder(url)
         self.index = dataset.open_sealed(self.folder)
         self.regenerate = regenerate
         self.maker = Maker(self.folder, self.index, chosen) if chosen else None
+        self.comparison = Comparison(self.folder, self.index, how) if how else None
 
     def __call__(self, shard: int) -> dict[str, Any]:
         record = self.index.shards[shard]
@@ -60,6 +67,8 @@ class VerifyShard:
         chosen = _chosen(self.index, shard, self.regenerate)
         if self.maker and chosen:
             result |= self.maker.compare(shard, chosen)
+        if self.comparison:
+            result |= self.comparison.compare(shard)
         return result
 
 
@@ -140,6 +149,8 @@ def main(settings: VerifySettings) -> None:
         raise UsageError(
             f"--regenerate {settings.regenerate}: {folder} was ingested; only generated images can be made again"
         )
+    how = None if settings.against is None else against.reading(folder, settings.against)
+    listing = None if how is None else Listing(how)
     dataset.check_files(folder, index)
     pool = cluster.connect(
         settings.workers,
@@ -151,9 +162,8 @@ def main(settings: VerifySettings) -> None:
     if settings.regenerate:
         wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"
         chosen, _ = cluster.probe(pool, wanted)
-    results = _check_shards(
-        folder, index, {"url": folder.url, "regenerate": settings.regenerate, "chosen": chosen}, pool
-    )
+    arguments = {"url": folder.url, "regenerate": settings.regenerate, "chosen": chosen, "how": how}
+    results = _check_shards(folder, index, arguments, pool)
     samples = sum(done.result["samples"] for done in results)
     if samples != index.samples:
         raise CorruptError(f"{folder}: {samples:,} samples counted, {index.samples:,} sealed")
@@ -173,6 +183,26 @@ def main(settings: VerifySettings) -> None:
             else f"; the furthest pixel is off by {furthest} of 255 (another machine or library than it was made with)"
         )
         print(f"verify: {made:,} images made again from their rows: {exact:,} equal in every pixel and score{rest}")
+    if listing is not None:
+        _compare(folder, index, listing, results)
+
+
+def _compare(folder: Folder, index: Index, listing: Listing, results: list[Done]) -> None:
+    """Tell what the comparison with the source found. Raises CorruptError if the dataset is not the source's."""
+    found = [done.result for done in sorted(results, key=lambda done: done.shard)]
+    left_out = against.missing(listing, (dataset.read_sealed_part(folder, record) for record in index.shards))
+    wrong = against.sum_up([*(one["wrong"] for one in found), left_out], index.samples, listing.url)
+    if wrong:
+        raise CorruptError(f"{folder}: {wrong}")
+    furthest, allowed = max(one["furthest"] for one in found), against.tolerance(index.identity)
+    rest = (
+        f"; other versions of OpenCV, Pillow or libjpeg made it, so that a pixel may be off by {allowed} of 255: the "
+        f"furthest is by {furthest}"
+        if allowed
+        else ""
+    )
+    equal = sum(one["equal"] for one in found)
+    print(f"verify: {equal:,} of {index.samples:,} images and labels equal to {listing.url}{rest}")
 
 
 def _check_shards(folder: Folder, index: Index, arguments: dict[str, Any], pool: Pool) -> list[Done]:
