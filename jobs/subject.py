@@ -81,9 +81,8 @@ class Subject:
 
 def open_subject(model: str, data: str, holdout: str | None, limit: int, seed: int) -> Subject:
     """A model and datasets that fit it. Raises UsageError, ModelError, DatasetError for what cannot be explored."""
-    folder = models.resolve(Folder(model))
-    found, digest = models.load(folder)
-    config = found.config
+    taken = models.take(Folder(model))  # whole: a run that trains may replace it meanwhile
+    folder, config = taken.folder, taken.model.config
     for role, url in (("data", data), ("holdout", holdout)):
         if url is None:
             continue
@@ -98,7 +97,7 @@ def open_subject(model: str, data: str, holdout: str | None, limit: int, seed: i
     if both[0] and both[-1] and both[0] != both[-1]:
         there, here = (", ".join(names or [])[:60] for names in (both[-1], both[0]))
         raise UsageError(f"--holdout {holdout} has the classes {there}, but --data {data} has {here}")
-    return Subject(found, digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
+    return Subject(taken.model, taken.digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
 
 
 def _read(role: str, folder: Folder, limit: int, seed: int) -> Images:

@@ -30,6 +30,7 @@ WITHOUT_RAY = (
         "jobs/test_mistakes.py",
         "jobs/test_resume.py",
         "jobs/test_runs.py",
+        "jobs/test_models.py",
         "jobs/test_scratch.py",
         "jobs/test_symptoms.py",
         "test_attacks.py",
