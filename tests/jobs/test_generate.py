@@ -230,9 +230,7 @@ def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digit
     before = tree(tmp_path / "output")
     with pytest.raises(DatasetError) as error:
         make(tmp_path / "output")
-    assert str(error.value) == (
-        f"{other}/generator.safetensors: of another model, and no dataset is here; use another --output"
-    )
+    assert str(error.value) == (f"{other}/model.json: of another model, and no dataset is here; use another --output")
     assert tree(tmp_path / "output") == before
 
 
