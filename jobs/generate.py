@@ -222,14 +222,14 @@ def _claim(output: Folder, identity: dict[str, Any], stored: dict[str, Any], tak
     Raises: DatasetError for an output that is another's, and for a model there that no dataset has claimed.
     """
     carried = output / MODEL
-    others = [name for name, other in models.other_files(taken.files, carried).items() if other]
-    if others and not output.exists(dataset.CLAIM):
-        raise DatasetError(f"{carried}/{others[0]}: of another model, and no dataset is here; use another --output")
+    others = models.other_files(taken.files, carried)
+    if (strange := [name for name, other in others.items() if other]) and not output.exists(dataset.CLAIM):
+        raise DatasetError(f"{carried}/{strange[0]}: of another model, and no dataset is here; use another --output")
     try:
         dataset.claim(output, identity, stored)
     except DatasetError as error:
         raise _another_model(output, taken) or error from error
-    models.put(taken.files, carried)
+    models.put(taken.files, carried, others)
 
 
 def _another_model(output: Folder, taken: Taken) -> DatasetError | None:

@@ -103,9 +103,12 @@ def save(model: Model, folder: Folder) -> str:
     return model_files.digest(files[model_files.CARD])
 
 
-def put(files: Mapping[str, bytes], folder: Folder) -> None:
-    """Have these files of a model in a folder, its card last. What is there is compared, byte for byte, and mended."""
-    others = other_files(files, folder)
+def put(files: Mapping[str, bytes], folder: Folder, others: Mapping[str, bool] | None = None) -> None:
+    """Have these files of a model in a folder, its card last. What is there is compared, byte for byte, and mended.
+
+    Args:   others: what `other_files` found, where it was asked before.
+    """
+    others = other_files(files, folder) if others is None else others
     for name in (*model_files.WEIGHTS, model_files.CARD):
         if others.get(name, True):
             folder.write(name, files[name])
