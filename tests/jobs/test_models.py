@@ -1,6 +1,7 @@
 """Models on storage: one that a run replaces meanwhile is read whole or not at all, and a copy is mended."""
 
 import itertools
+import json
 import threading
 from pathlib import Path
 
@@ -20,13 +21,11 @@ def make(seed: int) -> Model:
 
 
 def replace(run: Folder, model: Model, tick: int) -> None:
-    """As Recorder in jobs/trainer.py: publish the new best, name it, and drop the one that it replaces."""
-    before = runs.read_best(run)
-    name = f"models/{tick:012d}"
+    """Publish a new best model, name it, and drop the one before at once, as runs of earlier versions did."""
+    name, before = f"models/{tick:012d}", f"models/{tick - 1:012d}"
     models.save(model, run / name)
-    runs.write_best(run, {"model": name, "images": tick, "metric": "kernel_distance", "value": 1.0})
-    if before is not None:
-        runs.delete(run, before["model"], models.FILES)
+    run.write(models.BEST, json.dumps({"model": name}).encode())
+    runs.delete(run, before, models.FILES)
 
 
 def test_a_model_that_a_run_replaces_meanwhile_is_read_whole(tmp_path: Path) -> None:
