@@ -210,7 +210,9 @@ def _identity(
         if settings.dedupe == "near":
             dedupe |= {"bits": duplicates.NEAR_BITS, "levels": duplicates.NEAR_LEVELS}
     holdout = {"share": settings.holdout, "part": "kept" if part is kept else "held out"} if settings.holdout else None
+    reader = {"reader": source.revision} if source.revision > 1 else {}
     return {
+        **reader,
         "producer": "ingest",
         "source": part.digest,
         "count": len(part),

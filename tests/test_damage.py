@@ -512,11 +512,7 @@ QUICK = [
     *cells([command for command in COMMANDS if command not in SLOW], (0, 2)),
     *(cell for cell in cells(SLOW, (0,)) if not cell[1].startswith("synthetic")),
 ]
-PENDING = {  # mended by what is about to be merged
-    *((f"generate --model {name}", f"{name}/{file}") for name in ("model", "run") for file in FILES[name]),
-}
-QUICK = [cell for cell in QUICK if cell not in PENDING]
-ALL = [cell for cell in cells(list(COMMANDS), range(SHARDS)) if cell not in PENDING]
+ALL = cells(list(COMMANDS), range(SHARDS))
 
 
 def test_the_files_in_these_tests_are_all_that_there_are(worlds: Worlds) -> None:

@@ -94,6 +94,9 @@ class Source(ABC):
 
     classes: list[str] | None = None  # the classes that it declares; None: those that its items name
     shape: tuple[int, int] | None = None  # height (= width) and channels, where all images have the same
+    # Of its reader, in a dataset's identity: above 1 where an earlier version read other pictures from the same items.
+    # What that version made is neither continued nor called complete.
+    revision = 1
     sealed = False  # every image was decoded once: one that cannot be is damaged, and no reject
 
     def __init__(self) -> None:

@@ -46,6 +46,7 @@ class ParquetSource(Source):
         if not tables:
             raise SourceError(f"{folder}: no Parquet files here; check --source and --kind")
         self._names = of_split(tables, choice.split, str(folder), self.tally)
+        self.revision = 2 if len(self._names) > 1 else 1  # 1 took pictures of one file for those of another
         self._open_name, self._open_file = "", None
         schema = self._file(self._names[0]).schema_arrow
         where = f"{folder}/{self._names[0]}"

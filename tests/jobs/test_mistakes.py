@@ -7,10 +7,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import curate, environment, evaluate, explore, generate, ingest, train, verify
 from jobs.settings import JobSettings, UsageError, load
+from pipelines import catalogue, dataset, images, sources
+from pipelines.dataset import DatasetError
+from pipelines.storage import Folder
 from tests.conftest import Job, refused
 
 COMMANDS: dict[str, type[JobSettings]] = {
@@ -322,3 +328,22 @@ def test_a_submitted_job_refuses_relative_paths(monkeypatch: pytest.MonkeyPatch)
         load(generate.GenerateSettings, ["--count", "5", "--output", "here"])
     assert str(error.value) == f"--output here: {why}"
     assert load(generate.GenerateSettings, ["--count", "5"]).output == "/shared/synthetic"
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_what_an_earlier_version_began_from_several_parquet_files_is_not_gone_on_with(
+    files: int, tmp_path: Path
+) -> None:
+    """Its pictures may be wrong. From one file they were right: no other identity."""
+    for number in range(files):
+        image = [images.encode(np.full((28, 28, 1), 9 * number + n, np.uint8)) for n in range(3)]
+        pq.write_table(pa.table({"image": image, "label": ["a", "b", "a"]}), tmp_path / f"{number}.parquet")
+    settings = ingest.IngestSettings(source=str(tmp_path), output=str(tmp_path / "out"))
+    source = sources.open_source(str(tmp_path), "parquet", sources.Choice())
+    kept, _ = catalogue.draw_up(source.items(), str(tmp_path), None, True, 0, 0.0, tmp_path)
+    identity = ingest._identity(settings, source, {}, kept, kept)
+    assert identity.pop("reader", None) == (2 if files > 1 else None)
+    if files > 1:
+        dataset.claim(Folder(settings.output), identity, settings.stored())
+        with pytest.raises(DatasetError, match=r"begun with reader = nothing, this run has 2; .*another --output"):
+            ingest.main(settings)
