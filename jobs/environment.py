@@ -8,8 +8,8 @@ PREFIX = "GANMILL_"
 # Written out, as importing the other commands takes seconds; a test compares.
 NAMES = frozenset(
     """
-    against augment background base batch_size beta1 centroids channels classes classifier_images clip compile conditional
-    config count data dataset dedupe device discriminator_lr dry_run ema fake features gamma generator_lr
+    against augment background base batch_size beta1 centroids channels classes classifier_images clip compile
+    conditional config count data dataset dedupe device discriminator_lr dry_run ema fake features gamma generator_lr
     gpus_per_worker gradient_penalty holdout holdout_output image_column image_format image_size images
     inception_weights keep kind label_column label_smoothing labels limit_shards loss max_failures max_image_bytes
     max_image_pixels max_rejects metric_images min_logit model network output precision quality real recipe
