@@ -301,25 +301,27 @@ def test_an_ingested_dataset_passes(digits: Path, capsys: pytest.CaptureFixture[
 def test_another_machine_is_held_to_a_tolerance(
     precision: str, digits_run: Path, tmp_path: Path, job: Callable[..., CompletedProcess[str]], local_ray: None
 ) -> None:
-    """A CPU without AVX512 and AMX, which adds in another order."""
+    """A CPU without AVX512 and AMX, which adds in another order; where this one has neither, one without AVX2."""
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     output = tmp_path / "synthetic"
     generate.main(
         generate.GenerateSettings(
             model=str(digits_run), output=str(output), count=64, shard_size=32, precision=precision, workers=1
         )
     )
-    lesser = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    lesser = {"ATEN_CPU_CAPABILITY": "avx2" if wide else "default", "ONEDNN_MAX_CPU_ISA": "AVX2" if wide else "SSE41"}
     done = job("verify", "--dataset", output, "--regenerate", 32, "--workers", 1, env=lesser)
     assert done.returncode == 0, done.stderr
     told = r"verify: 32 images made again from their rows: (\d+) equal in every pixel and score(.*)"
     counted = re.fullmatch(told, done.stdout.splitlines()[-1])
     assert counted
     exact, rest = int(counted[1]), counted[2]
-    # Measured over 1,024 images of three models: bf16 off by up to 4 in every image; fp32 by 1 in one image at most.
-    if precision == "bf16":
-        assert exact < 32
-    else:
+    # Measured over 1,024 images of three models, from AVX512 to AVX2: bf16 off by up to 4 in every image; fp32 by 1 in
+    # one image at most. From AVX2 to none, over 128 images of three others: by 1 in one image of 384, in bf16.
+    if precision == "fp32":
         assert exact >= 30
+    elif wide:
+        assert exact < 32
     if exact < 32:
         off = re.fullmatch(
             r"; the furthest pixel is off by (\d+) of 255 \(another machine or library than it was made with\)", rest
