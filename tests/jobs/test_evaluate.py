@@ -142,7 +142,7 @@ def test_a_poor_model_looks_poor(found: dict[str, Any]) -> None:
     assert 0.1 < error < 0.95
     score = told["accuracy_score", "fake", "real", None]
     assert score is not None
-    assert 0.2 < score < 0.98
+    assert 0.12 < score < 0.98  # chance is 0.1; after these few steps 0.18 in float32, more in bfloat16
 
 
 def test_the_nearest_neighbours_are_sought_among_all_images(

@@ -1,6 +1,7 @@
 """Generated datasets: the same bytes whoever made them and however often it was tried, and refusals of all else."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -276,10 +277,9 @@ def test_a_lost_shard_fails_the_job(make: Make, plain: Path, tmp_path: Path, job
         "What is finished stays; the same command does the rest"
     )
     assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert lines[-1] == f"generate: error: {lost}"
-    assert f"generate: shard 000002 failed: {why}" in lines
-    assert "Traceback" not in done.stderr  # the text says all
+    *before, last = done.stderr.splitlines()
+    assert last == f"generate: error: {lost}"
+    assert all(re.match(r"generate: [\d,]+ of 100 images", line) for line in before)  # progress: the last says all
 
     with pytest.raises(LostWorkError) as error:
         make(output)
