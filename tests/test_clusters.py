@@ -1,22 +1,28 @@
 """The same commands on real Ray clusters: submitted with a token, over several nodes, on a single CPU."""
 
+import os
+import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from jobs import cluster, generate
+from jobs.settings import LostWorkError, UsageError
 from pipelines import dataset
 from pipelines.storage import Folder
 from tests.conftest import ROOT, Job
-from tests.processes import Head, cluster_of, head_node, until
+from tests.processes import Head, cluster_of, head_node, ray_here, until
 
 COUNT = 1200
 CANARY = "canary-5d02-a-secret-of-the-environment"
@@ -146,3 +152,99 @@ def test_a_cluster_that_has_scaled_to_no_gpu_is_waited_for() -> None:
         nodes.add_node(num_cpus=1, num_gpus=1)  # as an autoscaler would
         assert asked.result(60) == cluster.Pool(workers=1, gpus_per_worker=1.0)
         ray.shutdown()
+
+
+@ray.remote(num_cpus=2)
+class Other:
+    """Another job, which holds all of a cluster."""
+
+    def ready(self) -> None: ...
+
+
+def test_workers_without_room_are_told_of_waited_for_and_then_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    class SaysWhere:  # in here: Ray's workers cannot import this file
+        def __call__(self, shard: int) -> dict[str, Any]:
+            return {"pid": os.getpid()}
+
+    ray.shutdown()
+    with cluster_of(2, 1) as nodes, ThreadPoolExecutor(1) as thread, ray.init(log_to_driver=False):
+        assert cluster.connect(None, "cpu") == cluster.Pool(3, 0.0)
+        nodes.remove_node(next(node for node in nodes.list_all_nodes() if not node.head), allow_graceful=False)
+        until(lambda: len(cluster.nodes()) == 1, "the node's death is known", within_s=60)
+        assert len(ray.nodes()) == 2  # Ray's list keeps it
+        assert (cluster.threads(1), cluster.threads(4)) == (2, 1)
+
+        told = "3 workers of 1 CPU each: the cluster has room for 2; use --workers 2"
+        with pytest.raises(UsageError) as mistake:
+            cluster.wait_for_room({"CPU": 1.0}, 3, wait_s=1)
+        assert str(mistake.value) == told
+        assert f"{told}; waiting 1 s for room (--wait-s)\n" in capsys.readouterr().err
+        with pytest.raises(UsageError) as mistake:
+            cluster.connect(None, "cuda", 2.0, wait_s=0)
+        assert str(mistake.value) == (
+            "a worker of 1 CPU and 2 GPUs: the cluster has room for none; use --device cpu, or less of a GPU a worker"
+        )
+        assert "waiting" not in capsys.readouterr().err
+
+        answers = list(cluster.map_shards(SaysWhere, {}, range(8), cluster.Pool(4, 0.0)))
+        assert sorted(done.shard for done in answers) == list(range(8))
+        assert len({done.result["pid"] for done in answers}) <= 2
+        assert "room for 2 of 4 workers; the others start when there is more" in capsys.readouterr().err
+
+        other = Other.remote()  # type: ignore[attr-defined]  # ray.remote's classes
+        ray.get(other.ready.remote())
+        with pytest.raises(LostWorkError) as lost:
+            cluster.wait_for_room({"CPU": 1.0}, 1, wait_s=1)
+        assert str(lost.value) == (
+            "a worker of 1 CPU: the cluster was busy for 1 s; start the same command when it is not, or with a longer "
+            "--wait-s"
+        )
+        asked = thread.submit(cluster.wait_for_room, {"CPU": 1.0}, 2, 60)
+        told = "2 workers of 1 CPU each: the cluster is busy; waiting 60 s for room (--wait-s)\n"
+        err = []
+        until(lambda: err.append(capsys.readouterr().err) or told in "".join(err), "it has said so", within_s=30)
+        assert not asked.done()
+        ray.kill(other)
+        asked.result(60)
+
+        assert not torch.cuda.is_available(), "this test is for machines without a GPU"
+        nodes.add_node(num_cpus=1, num_gpus=1, object_store_memory=128 << 20)
+        until(lambda: len(cluster.nodes()) == 2, "the new node is there", within_s=60)
+        pool = cluster.connect(None, "auto")
+        assert pool == cluster.Pool(1, 1.0)
+        with pytest.raises(UsageError) as mistake:
+            cluster.probe(pool, "auto")
+        assert str(mistake.value) == (
+            f"Ray gives workers a GPU, but torch {torch.__version__} sees none on node {socket.gethostname()}; "
+            "use --device cpu, or install a torch for that GPU's driver"
+        )
+
+
+def test_workers_without_room_on_this_machine_are_refused_at_once() -> None:
+    with ray_here():
+        with pytest.raises(UsageError) as mistake:
+            cluster.wait_for_room({"CPU": 1.0}, 3, wait_s=900)
+        assert str(mistake.value) == "3 workers of 1 CPU each: this machine has room for 2; use --workers 2"
+        with pytest.raises(UsageError) as mistake:
+            cluster.connect(None, "cuda", 0.5)
+        assert str(mistake.value) == (
+            "a worker of 1 CPU and 0.5 GPU: this machine has room for none; use --device cpu, or less of a GPU a worker"
+        )
+
+
+@pytest.mark.long  # Ray gives up after 30 s
+def test_a_full_temporary_folder_is_named_where_ray_does_not_start(digits: Path) -> None:
+    place = Path(tempfile.mkdtemp(dir="/tmp"))  # Ray's sockets live there, and their paths must be short
+    script = 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"'
+    inside = ["unshare", "--map-root-user", "--mount", "/bin/sh", "-c", script, str(place)]
+    if subprocess.run([*inside, "true"], check=False).returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    command = [*inside, sys.executable, str(ROOT / "jobs" / "verify.py"), "--dataset", str(digits)]
+    env = {**os.environ, "RAY_TMPDIR": str(place)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+    place.rmdir()
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("verify: error: Ray did not start on this machine: ")
+    assert f"{place} has " in line
+    assert " MB free: make room there, or set RAY_TMPDIR to a folder that has some; then start the same command" in line
