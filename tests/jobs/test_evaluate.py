@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from dcgan import arithmetic
 from dcgan.quality import Sums, frechet_distance
 from jobs import evaluate, gather
 from jobs.cluster import Pool
@@ -142,7 +143,9 @@ def test_a_poor_model_looks_poor(found: dict[str, Any]) -> None:
     assert 0.1 < error < 0.95
     score = told["accuracy_score", "fake", "real", None]
     assert score is not None
-    assert 0.12 < score < 0.98  # chance is 0.1; after these few steps 0.18 in float32, more in bfloat16
+    # Chance is 0.1. After these few steps float32 training reached 0.18 (AVX2); bfloat16 reaches more than 0.2.
+    least = 0.2 if arithmetic.choose("auto", "cpu").dtype_name == "bfloat16" else 0.12
+    assert least < score < 0.98
 
 
 def test_the_nearest_neighbours_are_sought_among_all_images(
