@@ -28,14 +28,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 
-from dcgan import arithmetic, latents
+from dcgan import numerics
+from dcgan.families.networks import NetworkConfig, build
 from dcgan.model_files import Model
-from dcgan.networks import NetworkConfig, build
-from dcgan.sampling import Sampler
-from jobs import cluster, generate, models
-from pipelines import dataset, images, manifest, shards
-from pipelines.shards import Sample
-from pipelines.storage import Folder
+from dcgan.sampling import latents
+from dcgan.sampling.sampler import Sampler
+from jobs.cluster import actor_pool, connection, process
+from jobs.command import model_store
+from jobs.generation.worker import GenerateShard, fingerprint
+from pipelines import images
+from pipelines.dataset import manifest, shards, writer
+from pipelines.dataset.shards import Sample
+from pipelines.storage.folder import Folder
 
 CORES = 2
 BATCH = 128
@@ -45,7 +49,7 @@ SHAPES = {
 }
 
 
-class TimedShard(generate.GenerateShard):
+class TimedShard(GenerateShard):
     """The job's worker, which also tells when it began and ended a shard."""
 
     def __call__(self, shard: int) -> dict[str, Any]:
@@ -58,9 +62,9 @@ class Bench:
 
     def __init__(self, model: Model, place: Path, shard_size: int) -> None:
         self.model, self.place, self.shard_size = model, place, shard_size
-        self.chosen = arithmetic.choose("auto", "cpu")
+        self.chosen = numerics.choose("auto", "cpu")
         self.source = Folder(str(place / "model"))
-        self.digest = models.save(model, self.source)
+        self.digest = model_store.save(model, self.source)
 
     def _fresh(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.place)) / "output"
@@ -80,15 +84,15 @@ class Bench:
             "classes": self.model.classes,
             "labels": {"cycle": list(range(config.num_classes))} if config.num_classes else None,
             "batch": BATCH,
-            "arithmetic": generate.fingerprint(self.chosen),
+            "arithmetic": fingerprint(self.chosen),
         }
-        dataset.claim(folder, identity, {})
-        models.put(models.read(self.source).files, folder / generate.MODEL)
+        writer.claim(folder, identity, {})
+        model_store.put(model_store.read(self.source).files, folder / model_store.CARRIED)
         return folder
 
     def bare(self, count: int) -> float:
-        worker = generate.GenerateShard(self._claimed(count).url, self.chosen)
-        cluster.keep_freed_memory()
+        worker = GenerateShard(self._claimed(count).url, self.chosen)
+        process.keep_freed_memory()
         torch.set_num_threads(CORES)
         start = time.perf_counter()
         for shard in range(-(-count // self.shard_size)):
@@ -100,7 +104,7 @@ class Bench:
         arguments = {"output": self._claimed(count).url, "chosen": self.chosen}
         start = time.time()
         numbers = range(-(-count // self.shard_size))
-        done = list(cluster.map_shards(TimedShard, arguments, numbers, cluster.Pool(CORES, 0.0)))
+        done = list(actor_pool.map_shards(TimedShard, arguments, numbers, connection.Pool(CORES, 0.0)))
         assert not any(one.error for one in done), done[0].trace
         began = min(one.result["began"] for one in done)
         return count / (max(one.result["ended"] for one in done) - began), began - start
@@ -127,7 +131,7 @@ class Bench:
         class Map:
             def __init__(self) -> None:
                 torch.set_num_threads(1)
-                self.sampler = Sampler(models.load(Folder(url))[0], chosen, BATCH)
+                self.sampler = Sampler(model_store.load(Folder(url))[0], chosen, BATCH)
 
             def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
                 seeds = batch["id"]
@@ -201,7 +205,7 @@ def _per_second(call: Callable[[], object], seconds: float = 1.5) -> float:
 
 def _model(arguments: argparse.Namespace) -> Model:
     if arguments.model:
-        return models.take(Folder(arguments.model)).model
+        return model_store.take(Folder(arguments.model)).model
     torch.manual_seed(0)
     config = SHAPES[arguments.shape]
     generator, discriminator = build(config)
@@ -217,7 +221,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write ratios and figures here")
     arguments = parser.parse_args()
-    cluster.connect(CORES, "cpu")
+    connection.connect(CORES, "cpu")
     rates: dict[str, list[float]] = {"bare": [], "ours": [], "loop": [], "stock": []}
     starts: list[float] = []
     shares: list[float] = []

@@ -30,8 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import dataset, images, loader, order, shards
-from pipelines.storage import Folder
+from pipelines import images
+from pipelines.dataset import reader, shards
+from pipelines.loading import loader, order
+from pipelines.storage.folder import Folder
 
 BATCH = 128
 SECONDS = 4.0
@@ -48,7 +50,7 @@ def ours_s3(place: Path, channels: int) -> Iterator[Any]:
 
 
 def _ours(folder: Folder) -> Iterator[Any]:
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     plan = order.make_plan(tuple(record.samples for record in index.shards), BATCH, 16_384, 0)
     return loader.batches(folder, index, plan, 0, 1, 0)
 
@@ -121,9 +123,9 @@ PACKAGES = {"litdata": "litdata", "streaming": "streaming", "Hugging Face": "dat
 def _samples(place: Path) -> Iterator[tuple[shards.Sample, str]]:
     """Every image of the dataset, and its class's name."""
     folder = Folder(str(place / "dataset"))
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     for record in index.shards:
-        for sample in shards.unpack(dataset.read_shard(folder, record), record.tar):
+        for sample in shards.unpack(reader.read_shard(folder, record), record.tar):
             yield sample, str(sample.label or 0)
 
 

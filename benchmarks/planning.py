@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs import cluster
-from pipelines import card, dataset, images
-from pipelines.manifest import part_name, tar_name
-from pipelines.shards import Sample
-from pipelines.storage import Folder
+from jobs.cluster import actor_pool, connection
+from pipelines import images
+from pipelines.dataset import card, layout, reader, writer
+from pipelines.dataset.journal import Journal
+from pipelines.dataset.manifest import part_name, tar_name
+from pipelines.dataset.shards import Sample
+from pipelines.storage.folder import Folder
 
 IMAGE = images.encode(np.zeros((28, 28, 1), np.uint8))
 
@@ -50,12 +52,12 @@ def identity(num_shards: int) -> dict[str, Any]:
 def simulate(place: Path, num_shards: int) -> Folder:
     """A dataset that a crash left unsealed with all shards done."""
     folder = Folder(str(place))
-    dataset.claim(folder, identity(num_shards), {})
-    journal = dataset.Journal(folder, identity(num_shards))
+    writer.claim(folder, identity(num_shards), {})
+    journal = Journal(folder, identity(num_shards))
     journal.SHARDS_A_FILE = 10_000  # to make it quickly; its size does not change what is measured
     for shard in range(3):
         samples = [Sample(shard, IMAGE, None)]
-        record = dataset.commit(folder, shard, "generate", samples, {"seed": [shard], "logit": [0.0], "score": [0.5]})
+        record = writer.commit(folder, shard, "generate", samples, {"seed": [shard], "logit": [0.0], "score": [0.5]})
         journal.add(record, False)
     for shard in range(3, num_shards):
         for name, size in ((tar_name(shard), record.bytes), (part_name(shard), record.part_bytes)):
@@ -76,33 +78,33 @@ def measure(num_shards: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="ganmill-planning-") as place:
         folder = simulate(Path(place), num_shards)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        todo, listing = timed(lambda: dataset.missing(folder, num_shards))
+        todo, listing = timed(lambda: writer.missing(folder, num_shards))
         assert todo == []
-        journal, reading = timed(lambda: dataset.Journal(folder, identity(num_shards)))
+        journal, reading = timed(lambda: Journal(folder, identity(num_shards)))
         found, joining = timed(lambda: dict(_by_number(folder, num_shards, journal)))
         extras = card.files(folder, identity(num_shards), found)
-        index, sealing = timed(lambda: dataset.seal(folder, identity(num_shards), found, extras))
+        index, sealing = timed(lambda: writer.seal(folder, identity(num_shards), found, extras))
         assert index.samples == num_shards
-        _, opening = timed(lambda: dataset.open_sealed(folder))
+        _, opening = timed(lambda: reader.open_sealed(folder))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "list what is missing, s": listing,
             "restart: read the journal, s": reading + joining,
             "seal, s": sealing,
             "open the seal, s": opening,
-            "index.json, MB": len(folder.read(dataset.SEAL)) / 1e6,
+            "index.json, MB": len(folder.read(layout.SEAL)) / 1e6,
             "driver's memory on top, MB": (peak - before) / 1e3,
         }
 
 
-def _by_number(folder: Folder, num_shards: int, journal: dataset.Journal) -> Any:
-    return ((record.shard, record) for record, _ in dataset.records_of(folder, range(num_shards), journal))
+def _by_number(folder: Folder, num_shards: int, journal: Journal) -> Any:
+    return ((record.shard, record) for record, _ in writer.records_of(folder, range(num_shards), journal))
 
 
 def ray_cost(num_shards: int) -> dict[str, float]:
-    pool = cluster.connect(2, "cpu")
+    pool = connection.connect(2, "cpu")
     start = time.perf_counter()
-    done = cluster.map_shards(Nothing, {}, range(num_shards), pool)
+    done = actor_pool.map_shards(Nothing, {}, range(num_shards), pool)
     next(done)
     first = time.perf_counter() - start
     _, rest = timed(lambda: sum(1 for _ in done))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from smoothness import classes_of, read
 
-from dcgan import classifier
-from dcgan.classifier import Classifier
+from dcgan.evaluation import classifier
+from dcgan.evaluation.classifier import Classifier
 
 NEIGHBOURS = 50
 EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.01)

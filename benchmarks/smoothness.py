@@ -14,9 +14,10 @@ from itertools import chain, islice
 import cv2
 import numpy as np
 
-from dcgan.quality import Answers, NearestNeighbour
-from pipelines import dataset, loader
-from pipelines.storage import Folder
+from dcgan.evaluation.distances import Answers, NearestNeighbour
+from pipelines.dataset import reader
+from pipelines.loading import loader
+from pipelines.storage.folder import Folder
 
 BLURS = (0.4, 0.6, 0.8, 1.0)  # standard deviations, pixels
 COMPONENTS = (20, 50, 100, 200)
@@ -27,7 +28,7 @@ BATCH = 500
 def read(url: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """images_NHW from 0 to 1, of grey images, and label_N."""
     folder = Folder(url)
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     batches = chain.from_iterable(loader.in_order(folder, index, record, BATCH) for record in index.shards)
     images, labels = zip(*islice(batches, -(-count // BATCH)), strict=True)
     return np.concatenate(images)[:count, :, :, 0].astype(np.float32) / 255, np.concatenate(labels)[:count]
@@ -35,7 +36,7 @@ def read(url: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def classes_of(parser: argparse.ArgumentParser, *urls: str) -> list[str]:
     """Those of the first of these datasets. Ends the program if one of them has other than grey images with classes."""
-    indexes = [dataset.open_sealed(Folder(url)) for url in urls]
+    indexes = [reader.open_sealed(Folder(url)) for url in urls]
     for url, index in zip(urls, indexes, strict=True):
         channels, classes = index.image_shape[2], len(index.classes or [])
         if channels != 1 or not classes:

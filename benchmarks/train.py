@@ -43,13 +43,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from dcgan import arithmetic
-from dcgan.networks import NetworkConfig
-from dcgan.training import MethodConfig, Training
-from jobs import runs
-from jobs.cluster import keep_freed_memory
-from pipelines import dataset, loader, order
-from pipelines.storage import Folder
+from dcgan import numerics
+from dcgan.families.networks import NetworkConfig
+from dcgan.training.configuration import MethodConfig
+from dcgan.training.step import Training
+from jobs.cluster.process import keep_freed_memory
+from jobs.training import run_store
+from pipelines.dataset import reader
+from pipelines.loading import loader, order
+from pipelines.storage.folder import Folder
 
 BATCH = 128
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +91,7 @@ class Way(Protocol):
 
 
 class Ours:
-    """One rank of a training, as jobs/trainer.py sets it up."""
+    """One rank of a training, as jobs/training/loop.py sets it up."""
 
     def __init__(self, place: Place, network: NetworkConfig = NETWORK) -> None:
         torch.set_num_threads(place.threads)
@@ -97,9 +99,9 @@ class Ours:
         if place.world > 1:
             meet = f"file://{place.path / 'meet'}"
             torch.distributed.init_process_group("gloo", meet, rank=place.rank, world_size=place.world)
-        chosen = arithmetic.choose(place.precision, "cpu")
+        chosen = numerics.choose(place.precision, "cpu")
         self.training = Training(network, MethodConfig(), chosen, 0, place.world)
-        index = dataset.open_sealed(place.data)
+        index = reader.open_sealed(place.data)
         plan = order.make_plan(tuple(record.samples for record in index.shards), BATCH, 16_384, 0)
         self.epoch = plan.steps_per_epoch
         share = BATCH // place.world
@@ -121,7 +123,7 @@ class Ours:
         """Seconds that committing one to a local disk takes, and its megabytes."""
         state = self.training.state()
         start = time.perf_counter()
-        runs.save(Folder(str(path)), self.seen, state, 1)
+        run_store.save(Folder(str(path)), self.seen, state, 1)
         return time.perf_counter() - start, sum(value.nbytes for value in state.values()) / 1e6
 
 
@@ -304,7 +306,7 @@ def main() -> None:
         f"{name} page faults a step": statistics.median(t.faults for t in turns) for name, turns in took.items()
     }
     figures |= {"checkpoint s": checkpoint[0], "checkpoint MB": checkpoint[1], "memory in use MB": late}
-    print(f"\nratio (median of the rounds), {arguments.cores} cores, {arithmetic.choose('auto', 'cpu').dtype_name}")
+    print(f"\nratio (median of the rounds), {arguments.cores} cores, {numerics.choose('auto', 'cpu').dtype_name}")
     for name, value in ratios.items():
         print(f"  {name:45}{value:10.3f}")
     print("figure")

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dcgan.networks import Discriminator, Generator, NetworkConfig, build
+from dcgan.families.networks import Discriminator, Generator, NetworkConfig, build
 
 FORMAT = 1
 CARD = "model.json"

@@ -2,7 +2,7 @@
 """Select from a synthetic dataset by what its discriminator says: a small file beside it, and never a copy."""
 
 if __name__ == "__main__":
-    from jobs import signals
+    from jobs.command import signals
 
     signals.arm()
 
@@ -13,21 +13,25 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from dcgan import rejection
-from dcgan.arithmetic import Arithmetic
-from dcgan.rejection import CalibrationError
-from dcgan.sampling import Sampler
-from jobs import cluster, generate, models, rules
-from jobs.cluster import Pool
-from jobs.progress import Progress
-from jobs.rules import Choice, Scores
-from jobs.settings import ClusterSettings, LostWorkError, Number, Url, UsageError, run
-from pipelines import dataset, loader, selection
-from pipelines.dataset import CorruptError, Index
-from pipelines.manifest import ShardRecord
-from pipelines.schema import MAX_SELECTED
-from pipelines.selection import Facts
-from pipelines.storage import Folder
+from dcgan.evaluation import rejection
+from dcgan.evaluation.rejection import CalibrationError
+from dcgan.numerics import Arithmetic
+from dcgan.sampling.sampler import Sampler
+from jobs.cluster import actor_pool, connection
+from jobs.cluster.connection import Pool
+from jobs.command import model_store
+from jobs.command.progress import Progress
+from jobs.command.settings import ClusterSettings, LostWorkError, Number, Url, UsageError, run
+from jobs.selection import rules
+from jobs.selection.rules import Choice, Scores
+from pipelines.dataset import layout, reader, selection
+from pipelines.dataset.layout import Index
+from pipelines.dataset.manifest import ShardRecord
+from pipelines.dataset.schema import MAX_SELECTED
+from pipelines.dataset.selection import Facts
+from pipelines.dataset.shards import CorruptError
+from pipelines.loading import loader
+from pipelines.storage.folder import Folder
 
 _READERS = 8
 _BATCH = 512
@@ -73,8 +77,8 @@ class ScoreShard:
 
     def __init__(self, url: str, holdout: str, chosen: Arithmetic) -> None:
         folder, self.holdout = Folder(url), Folder(holdout)
-        index, self.real = dataset.open_sealed(folder), dataset.open_sealed(self.holdout)
-        model = models.load_named(folder / generate.MODEL, index.identity["model"])
+        index, self.real = reader.open_sealed(folder), reader.open_sealed(self.holdout)
+        model = model_store.load_named(folder / model_store.CARRIED, index.identity["model"])
         self.sampler = Sampler(model, chosen, index.identity["batch"])
 
     def __call__(self, shard: int) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class ScoreShard:
 
 def main(settings: CurateSettings) -> None:
     folder = Folder(settings.dataset)
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     if index.identity["producer"] != "generate":
         raise UsageError(f"--dataset {folder}: it was ingested and has no scores; only generated images can be chosen")
     if index.samples > MAX_SELECTED:
@@ -123,12 +127,12 @@ def read_scores(folder: Folder, index: Index) -> Scores:
     """All rows of the manifest, checked against the seal, some parts at a time. Raises CorruptError for other rows."""
 
     def read(record: ShardRecord) -> Scores:
-        table = dataset.read_sealed_part(folder, record).table
+        table = reader.read_sealed_part(folder, record).table
         if "logit" not in table.column_names:
             raise CorruptError(f"{folder}/{record.part}: no logits, though its dataset was generated")
         columns = [table[name] for name in ("index", "label", "logit")]
         scores = Scores(columns[0].to_numpy(), columns[1].fill_null(-1).to_numpy(), columns[2].to_numpy())
-        owned = dataset.shard_range(index.identity, record.shard)
+        owned = layout.shard_range(index.identity, record.shard)
         in_order = np.array_equal(scores.index_N, owned)
         known = np.all((scores.label_N >= first) & (scores.label_N < max(1, len(index.classes or [])) + first))
         if not in_order or not known or not np.all(np.isfinite(scores.logit_N)):
@@ -168,14 +172,14 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
             "jobs/ingest.py --holdout makes one"
         )
     holdout = Folder(settings.holdout)
-    real = dataset.open_sealed(holdout)
+    real = reader.open_sealed(holdout)
     if real.image_shape != index.image_shape:
         sizes = ["x".join(map(str, one.image_shape)) for one in (real, index)]
         raise UsageError(f"--holdout {holdout} holds {sizes[0]}, but --dataset {folder} holds {sizes[1]}")
     if index.classes and real.classes != index.classes:
         names = [", ".join(one.classes or ["none"])[:60] for one in (real, index)]
         raise UsageError(f"--holdout {holdout} has the classes {names[0]}, but --dataset {folder} has {names[1]}")
-    model = models.load_named(folder / generate.MODEL, index.identity["model"])
+    model = model_store.load_named(folder / model_store.CARRIED, index.identity["model"])
     trained_on = model.provenance.get("data") == real.root
     if trained_on:
         print(
@@ -183,9 +187,9 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
             "the calibration will flatter it",
             flush=True,
         )
-    pool = cluster.connect(settings.workers, settings.device, verbose=settings.verbose, wait_s=settings.wait_s)
+    pool = connection.connect(settings.workers, settings.device, verbose=settings.verbose, wait_s=settings.wait_s)
     wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"  # as the synthetic ones were
-    chosen, here = cluster.probe(pool, wanted)
+    chosen, here = connection.probe(pool, wanted)
     logit_N = _score(folder, holdout, real, settings.images, chosen, pool)
     about = {"real": {"root": real.root, "images": len(logit_N), "trained_on": trained_on}, "scored_by": here}
     return logit_N, about
@@ -198,7 +202,7 @@ def _score(folder: Folder, holdout: Folder, real: Index, images: int, chosen: Ar
     arguments = {"url": folder.url, "holdout": holdout.url, "chosen": chosen}
     logits: dict[int, list[float]] = {}
     with Progress("curate", int(before[len(shards)]), "real images") as progress:
-        for done in cluster.map_shards(ScoreShard, arguments, shards, pool):
+        for done in actor_pool.map_shards(ScoreShard, arguments, shards, pool):
             if done.error:
                 raise LostWorkError(f"{holdout}: shard {done.shard:06d} could not be scored: {done.error}")
             logits[done.shard] = done.result["logits"]

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import signals
+from jobs.command import signals
 
 JOBS = Path(__file__).resolve().parent
 HOME = JOBS.parent / "ganmill-demo"

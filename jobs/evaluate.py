@@ -2,7 +2,7 @@
 """Compare a synthetic dataset with a real one: fidelity, diversity, usefulness, and whether images were copied."""
 
 if __name__ == "__main__":
-    from jobs import signals
+    from jobs.command import signals
 
     signals.arm()
 
@@ -16,18 +16,21 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from dcgan import classifier, features
-from dcgan.features import Features, FeaturesError
-from dcgan.quality import NEIGHBOURS
-from jobs import classify, cluster, gather, measures, page
-from jobs.classify import Lesson
-from jobs.gather import Gathered, Plan
-from jobs.measures import FEWEST, Exam, Row
-from jobs.settings import ClusterSettings, Number, Url, UsageError, run
-from pipelines import claim, dataset, images, loader, selection
-from pipelines.dataset import Index
+from dcgan.evaluation import classifier, features
+from dcgan.evaluation.distances import NEIGHBOURS
+from dcgan.evaluation.features import Features, FeaturesError
+from jobs.cluster import connection
+from jobs.command.settings import ClusterSettings, Number, Url, UsageError, run
+from jobs.evaluation import accuracy_score, feature_pass, metrics, report
+from jobs.evaluation.accuracy_score import Lesson
+from jobs.evaluation.feature_pass import Gathered, Plan
+from jobs.evaluation.metrics import FEWEST, Exam, Row
+from pipelines import images
+from pipelines.dataset import claim, layout, reader, selection, writer
+from pipelines.dataset.layout import Index
 from pipelines.images import Pixels
-from pipelines.storage import Folder
+from pipelines.loading import loader
+from pipelines.storage.folder import Folder
 
 RESULT = "evaluation.json"
 PAGE = "evaluation.html"
@@ -77,7 +80,7 @@ def main(settings: EvaluateSettings) -> None:
     selections = {"fake": settings.selection} if settings.selection else {}
     beside = (settings.selection or settings.fake).removesuffix(".parquet")
     output = Folder(settings.output or f"{beside}-evaluation")
-    if output.exists(dataset.CLAIM):
+    if output.exists(layout.CLAIM):
         raise UsageError(f"--output {output}: a dataset is here; name another folder")
     indexes = {role: selection.open_through(folder, selections.get(role)) for role, folder in folders.items()}
     classes = _common(folders, indexes)
@@ -93,15 +96,15 @@ def main(settings: EvaluateSettings) -> None:
     )
     if settings.features != "classifier":
         _features(plan, indexes["real"])  # what is wrong with them is told before anything starts
-    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
-    wrong = classify.teach(lessons, output, pool)
+    pool = connection.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
+    wrong = accuracy_score.teach(lessons, output, pool)
     protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))  # which are the actors' to keep
     key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
-    gathered = gather.gather(plan, indexes, output, key, pool)
+    gathered = feature_pass.gather(plan, indexes, output, key, pool)
     exams = _exams(plan, gathered, lessons, wrong)
-    rows = measures.rows(gathered, len(classes), settings.repeats, settings.seed, exams)
+    rows = metrics.rows(gathered, len(classes), settings.repeats, settings.seed, exams)
     _write(output, protocol, classes, rows, gathered, _pairs(folders, indexes, gathered))
-    dataset.discard(output, gather.PARTS)
+    writer.discard(output, feature_pass.PARTS)
     _print(rows, protocol, settings)
     print(f"evaluate: {output}/{RESULT} and {PAGE}")
 
@@ -123,8 +126,8 @@ def _write(
         "closest": [{"distance": distance, "fake": fake, "real": real} for distance, fake, real, _ in pairs],
     }
     picture = images.grid([[p[n] for *_, p in pairs] for n in range(2)], scale=max(1, 64 // pairs[0][3][0].shape[0]))
-    samples = {role: measures.Sample(one.features_NF, one.label_N) for role, one in gathered.items()}
-    html = page.render(protocol, classes, rows, measures.nearest_distances(samples), images.encode(picture))
+    samples = {role: metrics.Sample(one.features_NF, one.label_N) for role, one in gathered.items()}
+    html = report.render(protocol, classes, rows, metrics.nearest_distances(samples), images.encode(picture))
     output.write(PAGE, html.encode())
     output.write(RESULT, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
 
@@ -191,7 +194,7 @@ def _exams(
     plan: Plan, gathered: Mapping[str, Gathered], lessons: Mapping[str, Lesson], wrong: Mapping[str, np.ndarray]
 ) -> list[Exam]:
     """What classifiers make of images that they were not trained on."""
-    exams = measures.nearest_neighbour_exams(gathered, plan.tested) if plan.tested else []
+    exams = metrics.nearest_neighbour_exams(gathered, plan.tested) if plan.tested else []
     for role, lesson in lessons.items():
         if lesson.trained != lesson.tested:
             note = f"share of right labels; a classifier trained on {role}, {lesson.images:,} images seen"
@@ -202,7 +205,7 @@ def _exams(
 
 def _features(plan: Plan, real: Index) -> Features:
     try:
-        return features.make(plan.features, real.image_shape, gather.read_weights(plan.weights))
+        return features.make(plan.features, real.image_shape, feature_pass.read_weights(plan.weights))
     except FeaturesError as error:
         raise UsageError(f"--inception-weights {plan.weights or '(not given)'}: {error}") from error
 
@@ -219,7 +222,7 @@ def _protocol(
             "images": index.samples,
             "drawn": min(index.samples, settings.images),
             "producer": index.identity["producer"],
-            "split": dataset.read_claim(folders[role])["settings"].get("split"),
+            "split": reader.read_claim(folders[role])["settings"].get("split"),
             "shape": list(index.image_shape),
         }
     if settings.selection:
@@ -241,7 +244,7 @@ def _pairs(
 ) -> list[tuple[float, str, str, tuple[Pixels, Pixels]]]:
     """The fakes that are nearest to a real image: distance, both keys, both pictures."""
     found = []
-    for distance, fake, real in measures.closest(gathered["real"], gathered["fake"], PAIRS):
+    for distance, fake, real in metrics.closest(gathered["real"], gathered["fake"], PAIRS):
         fake_key, fake_image = loader.at(folders["fake"], indexes["fake"], fake)
         real_key, real_image = loader.at(folders["real"], indexes["real"], real)
         found.append((distance, fake_key, real_key, (fake_image, real_image)))
@@ -256,7 +259,7 @@ def _print(rows: Sequence[Row], protocol: Mapping[str, Any], settings: EvaluateS
     print(f"evaluate: spread: {protocol['spread']}; seed {settings.seed}")
     print(f"{'measure':<24}{'of':<9}{'against':<9}{'value':>11}{'spread':>11}{'n of':>13}{'n against':>13}")
     for row in [row for row in rows if row.label is None]:
-        value, spread = page.number(row.value), page.number(row.spread)
+        value, spread = report.number(row.value), report.number(row.spread)
         counts = f"{row.n_of:>13,}{row.n_against:>13,}"
         print(f"{row.measure:<24}{row.of:<9}{row.against:<9}{value:>11}{spread:>11}{counts}  {row.note}".rstrip())
     if any(row.label is not None for row in rows):

@@ -2,7 +2,7 @@
 """Look into a model: what its discriminator knows and looks at, and what lies between its latents. As pictures."""
 
 if __name__ == "__main__":
-    from jobs import signals
+    from jobs.command import signals
 
     signals.arm()
 
@@ -14,16 +14,17 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from dcgan import model_files
-from dcgan.discriminator_features import convolution_blocks
-from dcgan.features import FeaturesError
-from jobs import gaze, knowledge, subject, wander
-from jobs.knowledge import Line
-from jobs.models import BEST
-from jobs.settings import JobSettings, Number, Url, UsageError, run
-from jobs.subject import Subject
-from pipelines import dataset, images
+from dcgan.evaluation.features import FeaturesError
+from dcgan.exploration.discriminator_features import convolution_blocks
+from jobs.command.model_store import BEST
+from jobs.command.settings import JobSettings, Number, Url, UsageError, run
+from jobs.exploration import inputs, latent_traversal, linear_probe, unit_saliency
+from jobs.exploration.inputs import Subject
+from jobs.exploration.linear_probe import Line
+from pipelines import images
+from pipelines.dataset import layout, reader
 from pipelines.images import Pixels
-from pipelines.storage import Folder
+from pipelines.storage.folder import Folder
 
 
 class ExploreSettings(JobSettings):
@@ -59,22 +60,22 @@ class ExploreSettings(JobSettings):
 
 def main(settings: ExploreSettings) -> None:
     output = Folder(settings.output or f"{settings.model}-explored")
-    for name in (dataset.CLAIM, model_files.CARD, BEST):
+    for name in (layout.CLAIM, model_files.CARD, BEST):
         if output.exists(name):
             raise UsageError(f"--output {output}: a dataset, model or run is here; name another folder")
-    found = subject.open_subject(settings.model, settings.data, settings.holdout, settings.images, settings.seed)
+    found = inputs.open_subject(settings.model, settings.data, settings.holdout, settings.images, settings.seed)
     trained = found.model.provenance.get("images")
     print(
         f"explore: model {found.digest[:12]} of {found.model_folder}, {trained or 'unknown'} images trained", flush=True
     )
-    if found.model.provenance.get("data") != dataset.open_sealed(found.real_folder).root:
+    if found.model.provenance.get("data") != reader.open_sealed(found.real_folder).root:
         print(f"explore: note: it was not trained on --data {found.real_folder}, or not as that is now")
     for part in _parts(found, settings.what):
         if part == "backprop":
             _backprop(found, output)
         elif part == "walks":
             _walks(found, output)
-        elif settings.what == "all" and not knowledge.can(found):
+        elif settings.what == "all" and not linear_probe.can(found):
             print("explore: no classes, so nothing for a classifier to tell: features are left out")
         else:
             _features(found, output, settings)
@@ -93,13 +94,13 @@ def _parts(found: Subject, what: str) -> tuple[str, ...]:
 
 
 def _backprop(found: Subject, output: Folder) -> None:
-    result, picture = gaze.explore(found)
+    result, picture = unit_saliency.explore(found)
     _write(output, "backprop.json", result)
     _show(output, {"backprop": picture})
 
 
 def _walks(found: Subject, output: Folder) -> None:
-    result, pictures = wander.explore(found)
+    result, pictures = latent_traversal.explore(found)
     _write(output, "walks.json", result)
     results = result["results"]
     near = results["interpolation"]
@@ -122,7 +123,7 @@ def _walks(found: Subject, output: Folder) -> None:
 def _features(found: Subject, output: Folder, settings: ExploreSettings) -> None:
     head = f"{'features':<16}{'size':>8}{'labels':>9}{'error':>9}  {'interval':<18}C"
     print(f"explore: the error of a linear L2-SVM on\n{head}", flush=True)
-    result = knowledge.explore(found, settings.labels, settings.repeats, settings.centroids, _tell)
+    result = linear_probe.explore(found, settings.labels, settings.repeats, settings.centroids, _tell)
     _write(output, "features.json", result)
     protocol = result["protocol"]
     print(f"explore: tested on {protocol['tested_on']:,} images: {protocol['test']}")

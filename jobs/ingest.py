@@ -2,7 +2,7 @@
 """Turn images from anywhere into a sealed dataset."""
 
 if __name__ == "__main__":
-    from jobs import signals
+    from jobs.command import signals
 
     signals.arm()
 
@@ -20,16 +20,21 @@ import PIL.features
 import pyarrow
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from dcgan.networks import IMAGE_SIZES
-from jobs import cluster, intake, produce
-from jobs.intake import IngestShard, Origin
-from jobs.scratch import Scratch
-from jobs.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, run
-from pipelines import catalogue, dataset, duplicates, images, manifest, sources
-from pipelines.catalogue import Catalogue
-from pipelines.manifest import Reject
-from pipelines.sources import Choice, Item, Source
-from pipelines.storage import Folder, StorageError, normalise
+from dcgan.families.networks import IMAGE_SIZES
+from jobs.cluster import connection, shard_job
+from jobs.command.scratch import Scratch
+from jobs.command.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, run
+from jobs.ingestion import duplicate_search
+from jobs.ingestion.worker import IngestShard
+from pipelines import images
+from pipelines.dataset import layout, manifest, writer
+from pipelines.dataset.manifest import Reject
+from pipelines.ingest import catalogue, duplicates
+from pipelines.ingest.catalogue import Catalogue
+from pipelines.sources import registry
+from pipelines.sources.base import Choice, Item, Source
+from pipelines.sources.registry import Origin
+from pipelines.storage.folder import Folder, StorageError, normalise
 
 MOST_KINDS = 20  # of what was ignored, in the line that tells of it; dataset.json has all
 
@@ -41,7 +46,7 @@ def _colour(name: str) -> str:
 
 def _place(name: str) -> str:
     try:
-        return name if name.startswith(sources.BUILT_IN) else normalise(name)
+        return name if name.startswith(registry.BUILT_IN) else normalise(name)
     except StorageError as error:
         raise ValueError(str(error)) from error
 
@@ -116,12 +121,12 @@ class IngestSettings(ClusterSettings):
 
 
 def main(settings: IngestSettings) -> None:
-    kind = sources.kind_of(settings.source) if settings.kind == "auto" else settings.kind
+    kind = registry.kind_of(settings.source) if settings.kind == "auto" else settings.kind
     choice = Choice(
         settings.split, settings.base, settings.image_column, settings.label_column, settings.max_image_bytes
     )
     origin = Origin(settings.source, kind, choice)
-    source = sources.open_source(origin.url, origin.kind, origin.choice)
+    source = registry.open_source(origin.url, origin.kind, origin.choice)
     relabel = _read_relabel(settings.relabel)
     with Scratch("ingest") as scratch:
         kept, held = catalogue.draw_up(
@@ -160,23 +165,23 @@ def _make(
         if not len(part):
             raise UsageError(f"--holdout {settings.holdout}: of these few images none falls on one side; use another")
         folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
-        dataset.check_size(identity)
-        dataset.claim(folder, identity, settings.stored(), {"listing": listing})
+        writer.check_size(identity)
+        writer.claim(folder, identity, settings.stored(), {"listing": listing})
         parts.append((folder, identity, part))
     size, channels, classes = (parts[0][1][name] for name in ("image_size", "channels", "classes"))
     print(
         f"ingest: {' and '.join(f'{len(part):,}' for _, _, part in parts)} images ({origin.kind}), "
         f"{len(classes or []) or 'no'} classes, to {size}x{size}x{channels} in "
-        f"{' and '.join(f'{dataset.num_shards(identity):,}' for _, identity, _ in parts)} shards",
+        f"{' and '.join(f'{layout.num_shards(identity):,}' for _, identity, _ in parts)} shards",
         flush=True,
     )
-    pool = cluster.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
-    making = [part for part in parts if dataset.SEAL not in part[0].list()]
+    pool = connection.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
+    making = [part for part in parts if layout.SEAL not in part[0].list()]
     compared = parts if making and settings.dedupe != "none" else []  # a sealed one keeps its images from the other
     for folder, _, part in compared or making:
         part.publish(folder, settings.shard_size)
     if compared:
-        intake.find_duplicates(compared, origin, pool)
+        duplicate_search.find_duplicates(compared, origin, pool)
     taken = 0
     for folder, identity, _ in parts:
         arguments = {"output": folder.url, "origin": origin}
@@ -184,17 +189,17 @@ def _make(
         def check(rejects: list[Reject], folder: Folder = folder, count: int = identity["count"]) -> None:
             _check_rejects(settings.max_rejects, folder, count, rejects)
 
-        product = produce.produce("ingest", folder, identity, IngestShard, arguments, pool, check=check)
+        product = shard_job.produce("ingest", folder, identity, IngestShard, arguments, pool, check=check)
         assert product.index is not None, "ingest has no limit"
         for reason, number in _reasons(product.rejects).items():
-            print(f"ingest: {number:,} not taken: {reason} (each with its source in {folder}/{dataset.REJECTS})")
+            print(f"ingest: {number:,} not taken: {reason} (each with its source in {folder}/{layout.REJECTS})")
         index = product.index
         taken += index.samples
         print(
             f"ingest: {folder}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}"
         )
     for folder, _, _ in parts:
-        intake.discard(folder)
+        duplicate_search.discard(folder)
     _tell(source.tally.listed, taken, sum(len(part) for _, _, part in parts) - taken, source.tally.ignored)
     print(f"ingest: next: jobs/train.py --data {parts[0][0]}")
 
@@ -305,11 +310,11 @@ def _check_rejects(allowed: str, folder: Folder, count: int, rejects: list[Rejec
     lost = [reject for reject in rejects if not reject.reason.startswith(("duplicate:", "near duplicate:"))]
     most = int(allowed) if allowed.isdecimal() else float(allowed) * count
     if len(lost) > most:
-        folder.write(dataset.REJECTS, manifest.encode_rejects(rejects))
+        folder.write(layout.REJECTS, manifest.encode_rejects(rejects))
         why = ", ".join(f"{number:,} {reason}" for reason, number in _reasons(lost).items())
         raise LostWorkError(
             f"{folder}: {len(lost):,} of {count:,} images could not be taken ({why}; the first: {lost[0].source}: "
-            f"{lost[0].reason}), more than --max-rejects {allowed}. Each stands in {folder}/{dataset.REJECTS}. "
+            f"{lost[0].reason}), more than --max-rejects {allowed}. Each stands in {folder}/{layout.REJECTS}. "
             "The rest is done: with a higher --max-rejects the same command seals it"
         )
 

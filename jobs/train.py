@@ -2,7 +2,7 @@
 """Train a DCGAN with DistributedDataParallel on Ray Train workers, from a sealed dataset to a run with models."""
 
 if __name__ == "__main__":
-    from jobs import signals
+    from jobs.command import signals
 
     signals.arm()
 
@@ -22,17 +22,29 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dcgan.augment import POLICIES
-from dcgan.networks import NetworkConfig
-from dcgan.training import MethodConfig, check_fit
-from jobs import cluster, runs, trainer
-from jobs.board import Board, State
-from jobs.models import BEST
-from jobs.progress import Progress
-from jobs.scratch import Scratch
-from jobs.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, read_toml, run
-from pipelines import dataset, order, selection
-from pipelines.storage import Folder
+from dcgan.families.networks import NetworkConfig
+from dcgan.training.augmentation import POLICIES
+from dcgan.training.configuration import MethodConfig, check_fit
+from jobs.cluster import connection, failures, process
+from jobs.command.model_store import BEST
+from jobs.command.progress import Progress
+from jobs.command.scratch import Scratch
+from jobs.command.settings import (
+    Channels,
+    ClusterSettings,
+    JobSettings,
+    LostWorkError,
+    Number,
+    Url,
+    UsageError,
+    read_toml,
+    run,
+)
+from jobs.training import loop, run_store
+from jobs.training.progress_actor import Board, State
+from pipelines.dataset import layout, reader, selection
+from pipelines.loading import order
+from pipelines.storage.folder import Folder
 
 MAX_WORKERS = 4096
 
@@ -140,7 +152,7 @@ class TrainSettings(ClusterSettings):
 
 def main(settings: TrainSettings) -> None:
     data, folder = Folder(settings.data), Folder(settings.run)
-    index = dataset.open_sealed(data)
+    index = reader.open_sealed(data)
     _check_fit(settings, index)
     chosen_by: dict[str, str] = {}  # a run without a selection has the identity that it always had
     if settings.selection:
@@ -158,7 +170,7 @@ def main(settings: TrainSettings) -> None:
     bounds = settings.bounds
     if bounds:
         order.check_workers(plan, bounds[1], equal=bounds[0] == bounds[1])
-    pool = cluster.connect(
+    pool = connection.connect(
         bounds[0] if bounds else None, settings.device, verbose=settings.verbose, wait_s=settings.wait_s
     )
     if settings.sync_batch_norm and not pool.gpus_per_worker:
@@ -170,9 +182,9 @@ def main(settings: TrainSettings) -> None:
             f"--batch-size {settings.batch_size}: network cdcgan normalises over each worker's images and needs two of "
             f"them; with {most} workers use {2 * most} or more, or fewer --workers"
         )
-    threads = cluster.threads(most)
-    cluster.wait_for_room({**pool.bundle(), "CPU": threads}, fewest, settings.wait_s)
-    chosen, fingerprint = cluster.probe(pool, settings.precision)
+    threads = connection.threads(most)
+    connection.wait_for_room({**pool.bundle(), "CPU": threads}, fewest, settings.wait_s)
+    chosen, fingerprint = connection.probe(pool, settings.precision)
     identity = {
         "data": index.root,
         "network": asdict(network),
@@ -185,11 +197,11 @@ def main(settings: TrainSettings) -> None:
     }
     total = -(-settings.images // settings.batch_size) * settings.batch_size
     try:
-        runs.take(folder, identity, settings.stored())
+        run_store.take(folder, identity, settings.stored())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    saved = runs.newest_images(folder, runs.Course(network, settings.batch_size, settings.tick, total))
-    runs.story(folder, saved)
+    saved = run_store.newest_images(folder, run_store.Course(network, settings.batch_size, settings.tick, total))
+    run_store.story(folder, saved)
     if saved >= total:
         print(f"train: {folder} has seen {saved:,} images already; nothing to do (more: --images)", flush=True)
         return _finish(folder)
@@ -204,7 +216,7 @@ def main(settings: TrainSettings) -> None:
     # On the driver's own node: on another it would take the job along when that one is preempted.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote(saved)  # type: ignore[attr-defined]  # ray.remote's classes
-    job = trainer.Job(
+    job = loop.Job(
         data=data.url,
         selection=settings.selection,
         run=folder.url,
@@ -224,7 +236,7 @@ def main(settings: TrainSettings) -> None:
             "dtype": chosen.dtype_name,
             **chosen_by,
         },
-        claim=runs.claimed(folder),
+        claim=run_store.claimed(folder),
     )
     with Scratch("train") as scratch:
         scaling = ray.train.ScalingConfig(
@@ -233,12 +245,12 @@ def main(settings: TrainSettings) -> None:
             resources_per_worker={"CPU": job.threads, **({"GPU": 1} if pool.gpus_per_worker else {})},
         )
         ray_trainer = _ray_trainer(job, board, scaling, settings.max_failures, scratch)
-        with cluster.last_words(f"train: error: this process ended before the run was done. {_goes_on(folder)}"):
+        with process.last_words(f"train: error: this process ended before the run was done. {_goes_on(folder)}"):
             _fit(_Fitting(ray_trainer), board, total, folder)
     _finish(folder)
 
 
-def _check_fit(settings: TrainSettings, index: dataset.Index) -> None:
+def _check_fit(settings: TrainSettings, index: layout.Index) -> None:
     """Refuse a recipe for other images than the dataset holds."""
     size, _, channels = index.image_shape
     if (settings.image_size, settings.channels) != (size, channels):
@@ -259,10 +271,10 @@ def _default_workers(plan: order.Plan, most: int) -> int:
 
 
 def _ray_trainer(
-    job: trainer.Job, board: Any, scaling: ray.train.ScalingConfig, max_failures: int, scratch: str
+    job: loop.Job, board: Any, scaling: ray.train.ScalingConfig, max_failures: int, scratch: str
 ) -> TorchTrainer:
     return TorchTrainer(
-        trainer.train,
+        loop.train,
         train_loop_config={"job": job, "board": board},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
@@ -334,7 +346,7 @@ def _read(board: Any, folder: Folder) -> State:
     try:
         state: State = ray.get(board.read.remote())
     except RayError as error:
-        why = cluster.in_a_line(error).rstrip(".")
+        why = failures.in_a_line(error).rstrip(".")
         raise LostWorkError(f"the progress actor is gone: {why}. {_goes_on(folder)}") from error
     return state
 
@@ -345,10 +357,10 @@ def _why(error: BaseException) -> str:
         rank, failure = next(iter(error.worker_failures.items()))
         if not type(failure).__module__.startswith("ray."):  # of our own code, and not foreseen
             traceback.print_exception(failure)
-        return f"worker {rank} failed, and --max-failures are used up: {cluster.in_a_line(failure).rstrip('.')}"
+        return f"worker {rank} failed, and --max-failures are used up: {failures.in_a_line(failure).rstrip('.')}"
     if isinstance(error, ControllerError):
         return f"Ray Train could not go on: {_last_line(error.controller_failure)}"
-    return f"Ray Train ended: {cluster.in_a_line(error).rstrip('.')}"
+    return f"Ray Train ended: {failures.in_a_line(error).rstrip('.')}"
 
 
 def _last_line(error: BaseException) -> str:
@@ -361,13 +373,13 @@ def _goes_on(folder: Folder) -> str:
 
 
 def _finish(folder: Folder) -> None:
-    ticks, best = runs.story(folder)
+    ticks, best = run_store.story(folder)
     if best is None:
         raise UsageError(
             f"{folder}: no {BEST} here: its models were not measured yet (go on with more --images), or its workers "
             "wrote it where this node does not look (use a path that every node shares, or a URL)"
         )
-    runs.write_report(folder, ticks, best)
+    run_store.write_report(folder, ticks, best)
     print(
         f"train: {folder}: best model {best['model']}, {best['metric']} {best['value']:.5f} "
         f"after {best['images']:,} images"

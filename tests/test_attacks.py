@@ -24,11 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import claim, dataset, images, loader, manifest, order, shards
-from pipelines.dataset import CorruptError, DatasetError, Index
-from pipelines.manifest import PartError, ShardRecord
-from pipelines.shards import Sample, ShardError
-from pipelines.storage import Folder, StorageError
+from pipelines import images
+from pipelines.dataset import claim, manifest, reader, shards
+from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.manifest import PartError, ShardRecord
+from pipelines.dataset.shards import CorruptError, Sample, ShardError
+from pipelines.loading import loader, order
+from pipelines.storage.folder import Folder, StorageError
 from tests.conftest import ROOT, Job
 
 REFUSED = (CorruptError, DatasetError, PartError, ShardError, StorageError)
@@ -62,19 +64,19 @@ def make(folder: Folder, tar: bytes = PACKED.data, part: bytes | None = None, sa
 
 
 def write_seal(folder: Folder, index: Index) -> None:
-    folder.write("index.json", claim.canonical(dataset._seal_json(index)) + b"\n")
+    folder.write("index.json", claim.canonical(reader._seal_json(index)) + b"\n")
 
 
 def verify(folder: Folder) -> int:
     """What jobs/verify.py does to a dataset, without Ray. Returns how many samples it counts."""
-    index = dataset.open_sealed(folder)
-    dataset.check_files(folder, index)
-    return sum(dataset.check_shard(folder, index, record) for record in index.shards)
+    index = reader.open_sealed(folder)
+    reader.check_files(folder, index)
+    return sum(reader.check_shard(folder, index, record) for record in index.shards)
 
 
 def train(folder: Folder) -> int:
     """What a training worker does with it: an epoch. Returns how many of its images are those of the good dataset."""
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     plan = order.make_plan(tuple(record.samples for record in index.shards), 2, 4, 0)
     batches = loader.batches(folder, index, plan, 0, 1, 0)
     read = [next(batches) for _ in range(plan.steps_per_epoch)]
@@ -226,7 +228,7 @@ def test_a_name_in_the_seal_leads_nowhere(name: str, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     folder = Folder(str(tmp_path / "data"))
     make(folder)
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     write_seal(folder, replace(index, files={**index.files, name: "0" * 64}))
     text = refusal(folder, verify)
     assert name in text

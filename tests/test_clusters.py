@@ -16,10 +16,11 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from jobs import cluster, generate
-from jobs.settings import LostWorkError, UsageError
-from pipelines import dataset
-from pipelines.storage import Folder
+from jobs import generate
+from jobs.cluster import actor_pool, connection
+from jobs.command.settings import LostWorkError, UsageError
+from pipelines.dataset import reader
+from pipelines.storage.folder import Folder
 from tests.conftest import ROOT, Job
 from tests.processes import Head, cluster_of, head_node, ray_here, until
 
@@ -78,7 +79,7 @@ class TestSubmitted:
         assert "best model" in trained
         made = _submit(token_head, "jobs/generate.py", "--root", root, *GENERATE)
         assert f"{COUNT:,} images" in made
-        assert dataset.open_sealed(Folder(str(root / "synthetic"))).samples == COUNT
+        assert reader.open_sealed(Folder(str(root / "synthetic"))).samples == COUNT
 
         # The secrets that head, workers and submitter had in their environment are in nothing that any of them wrote.
         asked = {"Authorization": f"Bearer {token_head.env['RAY_AUTH_TOKEN']}"}
@@ -122,7 +123,7 @@ def test_several_nodes_make_the_same_bytes_as_one_worker(
         assert done.returncode == 0, done.stderr
         assert f"{nodes} workers" in done.stdout  # one a CPU, and each node has one: all of them took part
         assert _contents(output) == _contents(undisturbed)
-        assert dataset.open_sealed(Folder(str(output))).root == dataset.open_sealed(Folder(str(undisturbed))).root
+        assert reader.open_sealed(Folder(str(output))).root == reader.open_sealed(Folder(str(undisturbed))).root
     finally:
         cluster.shutdown()
 
@@ -145,11 +146,11 @@ def test_a_cluster_of_one_cpu_runs_to_the_end(undisturbed: Path, digits_run: Pat
 def test_a_cluster_that_has_scaled_to_no_gpu_is_waited_for() -> None:
     ray.shutdown()
     with cluster_of(1) as nodes, ThreadPoolExecutor(1) as other:
-        asked = other.submit(cluster.connect, None, "cuda")
+        asked = other.submit(connection.connect, None, "cuda")
         until(ray.is_initialized, "the command has joined the cluster", within_s=30)
         assert not asked.done()
         nodes.add_node(num_cpus=1, num_gpus=1)  # as an autoscaler would
-        assert asked.result(60) == cluster.Pool(workers=1, gpus_per_worker=1.0)
+        assert asked.result(60) == connection.Pool(workers=1, gpus_per_worker=1.0)
         ray.shutdown()
 
 
@@ -167,25 +168,25 @@ def test_workers_without_room_are_told_of_waited_for_and_then_refused(capsys: py
 
     ray.shutdown()
     with cluster_of(2, 1) as nodes, ThreadPoolExecutor(1) as thread, ray.init(log_to_driver=False):
-        assert cluster.connect(None, "cpu") == cluster.Pool(3, 0.0)
+        assert connection.connect(None, "cpu") == connection.Pool(3, 0.0)
         nodes.remove_node(next(node for node in nodes.list_all_nodes() if not node.head), allow_graceful=False)
-        until(lambda: len(cluster.nodes()) == 1, "the node's death is known", within_s=60)
+        until(lambda: len(connection.nodes()) == 1, "the node's death is known", within_s=60)
         assert len(ray.nodes()) == 2  # Ray's list keeps it
-        assert (cluster.threads(1), cluster.threads(4)) == (2, 1)
+        assert (connection.threads(1), connection.threads(4)) == (2, 1)
 
         told = "3 workers of 1 CPU each: the cluster has room for 2; use --workers 2"
         with pytest.raises(UsageError) as mistake:
-            cluster.wait_for_room({"CPU": 1.0}, 3, wait_s=1)
+            connection.wait_for_room({"CPU": 1.0}, 3, wait_s=1)
         assert str(mistake.value) == told
         assert f"{told}; waiting 1 s for room (--wait-s)\n" in capsys.readouterr().err
         with pytest.raises(UsageError) as mistake:
-            cluster.connect(None, "cuda", 2.0, wait_s=0)
+            connection.connect(None, "cuda", 2.0, wait_s=0)
         assert str(mistake.value) == (
             "a worker of 1 CPU and 2 GPUs: the cluster has room for none; use --device cpu, or less of a GPU a worker"
         )
         assert "waiting" not in capsys.readouterr().err
 
-        answers = list(cluster.map_shards(SaysWhere, {}, range(8), cluster.Pool(4, 0.0)))
+        answers = list(actor_pool.map_shards(SaysWhere, {}, range(8), connection.Pool(4, 0.0)))
         assert sorted(done.shard for done in answers) == list(range(8))
         assert len({done.result["pid"] for done in answers}) <= 2
         assert "room for 2 of 4 workers; the others start when there is more" in capsys.readouterr().err
@@ -193,12 +194,12 @@ def test_workers_without_room_are_told_of_waited_for_and_then_refused(capsys: py
         other = Other.remote()  # type: ignore[attr-defined]  # ray.remote's classes
         ray.get(other.ready.remote())
         with pytest.raises(LostWorkError) as lost:
-            cluster.wait_for_room({"CPU": 1.0}, 1, wait_s=1)
+            connection.wait_for_room({"CPU": 1.0}, 1, wait_s=1)
         assert str(lost.value) == (
             "a worker of 1 CPU: the cluster was busy for 1 s; start the same command when it is not, or with a longer "
             "--wait-s"
         )
-        asked = thread.submit(cluster.wait_for_room, {"CPU": 1.0}, 2, 60)
+        asked = thread.submit(connection.wait_for_room, {"CPU": 1.0}, 2, 60)
         told = "2 workers of 1 CPU each: the cluster is busy; waiting 60 s for room (--wait-s)\n"
         err = []
         until(lambda: err.append(capsys.readouterr().err) or told in "".join(err), "it has said so", within_s=30)
@@ -208,11 +209,11 @@ def test_workers_without_room_are_told_of_waited_for_and_then_refused(capsys: py
 
         assert not torch.cuda.is_available(), "this test is for machines without a GPU"
         nodes.add_node(num_cpus=1, num_gpus=1, object_store_memory=128 << 20)
-        until(lambda: len(cluster.nodes()) == 2, "the new node is there", within_s=60)
-        pool = cluster.connect(None, "auto")
-        assert pool == cluster.Pool(1, 1.0)
+        until(lambda: len(connection.nodes()) == 2, "the new node is there", within_s=60)
+        pool = connection.connect(None, "auto")
+        assert pool == connection.Pool(1, 1.0)
         with pytest.raises(UsageError) as mistake:
-            cluster.probe(pool, "auto")
+            connection.probe(pool, "auto")
         assert str(mistake.value) == (
             f"Ray gives workers a GPU, but torch {torch.__version__} sees none on node {socket.gethostname()}; "
             "use --device cpu, or install a torch for that GPU's driver"
@@ -222,10 +223,10 @@ def test_workers_without_room_are_told_of_waited_for_and_then_refused(capsys: py
 def test_workers_without_room_on_this_machine_are_refused_at_once() -> None:
     with ray_here():
         with pytest.raises(UsageError) as mistake:
-            cluster.wait_for_room({"CPU": 1.0}, 3, wait_s=900)
+            connection.wait_for_room({"CPU": 1.0}, 3, wait_s=900)
         assert str(mistake.value) == "3 workers of 1 CPU each: this machine has room for 2; use --workers 2"
         with pytest.raises(UsageError) as mistake:
-            cluster.connect(None, "cuda", 0.5)
+            connection.connect(None, "cuda", 0.5)
         assert str(mistake.value) == (
             "a worker of 1 CPU and 0.5 GPU: this machine has room for none; use --device cpu, or less of a GPU a worker"
         )

@@ -23,39 +23,38 @@ import numpy as np
 import pytest
 import torch
 
-from dcgan import arithmetic, model_files
+from dcgan import model_files, numerics
+from dcgan.families.networks import NetworkConfig, build
 from dcgan.model_files import Model
-from dcgan.networks import NetworkConfig, build
-from jobs import (
-    classify,
-    cluster,
-    curate,
-    evaluate,
-    explore,
-    gather,
-    generate,
-    ingest,
-    intake,
-    models,
-    produce,
-    train,
-    verify,
-)
-from jobs.cluster import Pool
-from jobs.settings import FAILURES, USER_ERRORS, JobSettings, LostWorkError
-from jobs.trainer import _first_images
-from pipelines import catalogue, dataset, images, loader, order, selection, sources
-from pipelines.catalogue import Catalogue
-from pipelines.dataset import CorruptError
-from pipelines.manifest import ShardRecord
-from pipelines.sources import Choice
-from pipelines.storage import Folder
+from jobs import curate, evaluate, explore, generate, ingest, train, verify
+from jobs.cluster import actor_pool, shard_job
+from jobs.cluster.connection import Pool
+from jobs.command import model_store
+from jobs.command.settings import FAILURES, USER_ERRORS, JobSettings, LostWorkError
+from jobs.evaluation import accuracy_score, feature_pass
+from jobs.generation import class_policy
+from jobs.generation.worker import GenerateShard, fingerprint
+from jobs.ingestion import duplicate_search
+from jobs.ingestion.worker import CodeShard, IngestShard
+from jobs.training.loop import _first_images
+from jobs.verification.worker import VerifyShard
+from pipelines import images
+from pipelines.dataset import layout, reader, selection, writer
+from pipelines.dataset.journal import Journal
+from pipelines.dataset.manifest import ShardRecord
+from pipelines.dataset.shards import CorruptError
+from pipelines.ingest import catalogue
+from pipelines.ingest.catalogue import Catalogue
+from pipelines.loading import loader, order
+from pipelines.sources import registry
+from pipelines.sources.base import Choice
+from pipelines.storage.folder import Folder
 from tests.conftest import Job
 
 Product = dict[str, bytes]
 COUNT, SHARD, SHARDS = 48, 16, 3
 CLASSES = ["cat", "dog"]
-CPU = arithmetic.choose("fp32", "cpu")
+CPU = numerics.choose("fp32", "cpu")
 NOWHERE = "nowhere"  # an address that Ray refuses at once: so far a command comes without a cluster
 SELECTION = "synthetic-top.parquet"
 
@@ -68,7 +67,7 @@ def make_world(place: Path, seed: int) -> None:
     _make_source(place / "source", seed)
     for output, shards in (("real", SHARDS), ("half-real", SHARDS - 1)):
         take(place, ingest_settings(place, output), shards)
-    root = dataset.open_sealed(Folder(str(place / "real"))).root
+    root = reader.open_sealed(Folder(str(place / "real"))).root
     for model in ("model", "run/models/000000000064"):
         _make_model(place / model, seed, root)
     (place / "run/best.json").write_text(json.dumps({"model": "models/000000000064"}))
@@ -90,7 +89,9 @@ def _make_source(folder: Path, seed: int) -> None:
 def _make_model(folder: Path, seed: int, data: str) -> None:
     torch.manual_seed(seed)
     config = NetworkConfig(image_size=28, channels=1, width=2, z_dim=4, num_classes=2)
-    models.save(Model(*(network.eval() for network in build(config)), CLASSES, {"data": data}), Folder(str(folder)))
+    model_store.save(
+        Model(*(network.eval() for network in build(config)), CLASSES, {"data": data}), Folder(str(folder))
+    )
 
 
 def before_ray(command: ModuleType, settings: JobSettings) -> None:
@@ -124,10 +125,10 @@ def take(place: Path, settings: ingest.IngestSettings, shards: int = SHARDS) -> 
     before_ray(ingest, settings)
     folder, choice = Folder(settings.output), Choice(max_bytes=settings.max_image_bytes)
     publish(place, folder, settings.source, choice)
-    origin = intake.Origin(settings.source, "images", choice)
-    _finish("ingest", folder, lambda: intake.IngestShard(folder.url, origin), shards)
+    origin = registry.Origin(settings.source, "images", choice)
+    _finish("ingest", folder, lambda: IngestShard(folder.url, origin), shards)
     if shards == SHARDS:
-        intake.discard(folder)
+        duplicate_search.discard(folder)
     return _content(Path(folder.url))
 
 
@@ -135,7 +136,7 @@ def publish(place: Path, folder: Folder, source: str, choice: Choice) -> Catalog
     """The catalogue, as main() draws it up and publishes it once Ray is there."""
     scratch = place / "scratch"
     scratch.mkdir()
-    items = sources.open_source(source, "images", choice).items()
+    items = registry.open_source(source, "images", choice).items()
     drawn, _ = catalogue.draw_up(items, source, None, True, 0, 0.0, scratch)
     drawn.publish(folder, SHARD)
     shutil.rmtree(scratch)  # what is mapped of it stays readable
@@ -157,13 +158,13 @@ def generate_settings(place: Path, model: str, output: str) -> generate.Generate
 def make(place: Path, settings: generate.GenerateSettings, shards: int = SHARDS) -> Product:
     """What jobs/generate.py does with the first shards that are missing: all of them, and the seal, or some."""
     before_ray(generate, settings)
-    source, folder = models.resolve(Folder(settings.model)), Folder(settings.output)
+    source, folder = model_store.resolve(Folder(settings.model)), Folder(settings.output)
     card = source.read(model_files.CARD)
-    for name in models.FILES if model_files.CARD not in (folder / generate.MODEL).list() else ():
-        (folder / generate.MODEL).write(name, source.read(name))
-    dataset.claim(folder, _identity(card, settings), settings.stored())
-    files = [f"{generate.MODEL}/{name}" for name in models.FILES]
-    _finish("generate", folder, lambda: generate.GenerateShard(folder.url, CPU), shards, files)
+    for name in model_store.FILES if model_files.CARD not in (folder / model_store.CARRIED).list() else ():
+        (folder / model_store.CARRIED).write(name, source.read(name))
+    writer.claim(folder, _identity(card, settings), settings.stored())
+    files = [f"{model_store.CARRIED}/{name}" for name in model_store.FILES]
+    _finish("generate", folder, lambda: GenerateShard(folder.url, CPU), shards, files)
     return _content(place / settings.output)
 
 
@@ -177,9 +178,9 @@ def _identity(card: bytes, settings: generate.GenerateSettings) -> dict[str, Any
         "image": {"format": "png"},
         **{name: parsed["network"][name] for name in ("image_size", "channels")},
         "classes": parsed["classes"],
-        "labels": generate.parse_classes("balanced", parsed["classes"]),
+        "labels": class_policy.parse_classes("balanced", parsed["classes"]),
         "batch": settings.batch_size,
-        "arithmetic": generate.fingerprint(CPU),
+        "arithmetic": fingerprint(CPU),
     }
 
 
@@ -191,15 +192,15 @@ def _finish(
     files: Sequence[str] = (),
 ) -> None:
     """Do the first shards that are missing and leave a journal of them; seal, as produce() does, if that were all."""
-    identity = dataset.read_claim(folder)["identity"]
-    if missing := dataset.missing(folder, SHARDS)[:shards]:
-        journal = dataset.Journal(folder, identity)
+    identity = reader.read_claim(folder)["identity"]
+    if missing := writer.missing(folder, SHARDS)[:shards]:
+        journal = Journal(folder, identity)
         for shard in missing:
             result = in_worker(lambda shard=shard: worker()(shard))
             journal.add(ShardRecord(**result["record"]), bool(result["rejects"]))
         journal.flush()
-    if not dataset.missing(folder, SHARDS):
-        produce.produce(command, folder, identity, cluster.ShardWorker, {}, Pool(1, 0.0), existing=files)
+    if not writer.missing(folder, SHARDS):
+        shard_job.produce(command, folder, identity, actor_pool.ShardWorker, {}, Pool(1, 0.0), existing=files)
 
 
 def ingest_again_settings(place: Path, data: str) -> ingest.IngestSettings:
@@ -208,7 +209,7 @@ def ingest_again_settings(place: Path, data: str) -> ingest.IngestSettings:
 
 def ingest_again(place: Path, settings: ingest.IngestSettings) -> Product:
     before_ray(ingest, settings)
-    source = sources.open_source(settings.source, "dataset", Choice())
+    source = registry.open_source(settings.source, "dataset", Choice())
     items = list(source.items())
     found = in_worker(lambda: list(source.read(items)))
     return {item.name: f"{item.label} {read!r}".encode() for item, read in zip(items, found, strict=True)}
@@ -248,7 +249,7 @@ def check(place: Path, settings: verify.VerifySettings) -> Product:
     before_ray(verify, settings)
 
     def look() -> list[dict[str, Any]]:
-        worker = verify.VerifyShard(settings.dataset, settings.regenerate, CPU if settings.regenerate else None)
+        worker = VerifyShard(settings.dataset, settings.regenerate, CPU if settings.regenerate else None)
         return [worker(shard) for shard in range(SHARDS)]
 
     return {"verified": json.dumps(in_worker(look)).encode()}
@@ -289,7 +290,7 @@ def read_for_evaluation(place: Path, settings: evaluate.EvaluateSettings) -> Pro
 
     def read() -> Product:
         indexes = {role: selection.open_through(folder, picked[role]) for role, folder in folders.items()}
-        plan = gather.Plan({role: folder.url for role, folder in folders.items()}, "pixels", None, 20, 0, 2)
+        plan = feature_pass.Plan({role: folder.url for role, folder in folders.items()}, "pixels", None, 20, 0, 2)
         protocol = evaluate._protocol(settings, folders, indexes, evaluate._features(plan, indexes["real"]))
         del protocol["datasets"]["fake"]["selection"]["digest"]  # another file of the same rows
         found = {"protocol": json.dumps(protocol).encode()}
@@ -536,13 +537,13 @@ def test_an_image_that_cannot_be_decoded_is_named(command: str, worlds: Worlds) 
     """A dataset whose hashes are right, and which holds an image that is none: a stranger makes one."""
     place = worlds.lay(command)
     folder = Folder(str(place / "real"))
-    index = dataset.open_sealed(folder)
-    samples = list(dataset.samples(folder, index, index.shards[0]))
+    index = reader.open_sealed(folder)
+    samples = list(reader.samples(folder, index, index.shards[0]))
     samples[3] = dataclasses.replace(samples[3], image=samples[3].image[:60])  # its header says the right size
-    part, _ = dataset.read_part(folder, 0)
-    record = dataset.commit(folder, 0, "ingest", samples, {"source": part.table["source"].to_pylist()}, part.rejects)
+    part, _ = reader.read_part(folder, 0)
+    record = writer.commit(folder, 0, "ingest", samples, {"source": part.table["source"].to_pylist()}, part.rejects)
     records = {one.shard: one for one in (record, *index.shards[1:])}
-    dataset.seal(folder, index.identity, records, {}, [name for name in index.files if name != dataset.CLAIM])
+    writer.seal(folder, index.identity, records, {}, [name for name in index.files if name != layout.CLAIM])
     with pytest.raises((*USER_ERRORS, *FAILURES)) as caught:
         COMMANDS[command].run(place, COMMANDS[command].settings(place))
     assert f"{folder}/shards/000000.tar: sample {samples[3].index:012d}: its image is not an image" in str(caught.value)
@@ -553,33 +554,33 @@ def test_what_an_evaluation_left_is_used_as_it_was_written(damage: str, worlds: 
     """A start that goes on from the files of an earlier one names a file that changed."""
     place = worlds.lay("evaluate")
     urls = {role: str(place / name) for role, name in (("real", "real"), ("fake", "synthetic"))}
-    indexes = {role: dataset.open_sealed(Folder(url)) for role, url in urls.items()}
+    indexes = {role: reader.open_sealed(Folder(url)) for role, url in urls.items()}
     roots = {role: index.root for role, index in indexes.items()}
-    plan, output, pool = gather.Plan(urls, "pixels", None, 20, 0, 0), Folder(str(place / "new")), Pool(1, 0.0)
+    plan, output, pool = feature_pass.Plan(urls, "pixels", None, 20, 0, 0), Folder(str(place / "new")), Pool(1, 0.0)
     lessons = {
-        role: classify.Lesson(urls[role], roots[role], urls["real"], roots["real"], 2, images=16, seed=0)
+        role: accuracy_score.Lesson(urls[role], roots[role], urls["real"], roots["real"], 2, images=16, seed=0)
         for role in ("real", "fake")
     }
     for number in range(2):
-        classify.Teach(list(lessons.values()), output.url)(number)
+        accuracy_score.Teach(list(lessons.values()), output.url)(number)
     for number in range(2 * SHARDS):
-        gather.GatherGroup(plan, output.url, "key")(number)
+        feature_pass.GatherGroup(plan, output.url, "key")(number)
 
     def go_on() -> None:
-        classify.teach(lessons, output, pool)
-        gather.gather(plan, indexes, output, "key", pool)
+        accuracy_score.teach(lessons, output, pool)
+        feature_pass.gather(plan, indexes, output, "key", pool)
 
     go_on()
-    files = {name: output.read(f"{gather.PARTS}/{name}") for name in output.list(gather.PARTS)}
+    files = {name: output.read(f"{feature_pass.PARTS}/{name}") for name in output.list(feature_pass.PARTS)}
     assert len(files) == 2 * SHARDS + 4
     for name, data in files.items():
         other = next(files[one] for one in files if one != name and one[-12:-5] == name[-12:-5])
-        output.write(f"{gather.PARTS}/{name}", DAMAGES[damage](data, other) or b"")
+        output.write(f"{feature_pass.PARTS}/{name}", DAMAGES[damage](data, other) or b"")
         with pytest.raises(CorruptError) as caught:
             go_on()
-        assert str(caught.value).startswith(f"{output}/{gather.PARTS}/{name}: ")
+        assert str(caught.value).startswith(f"{output}/{feature_pass.PARTS}/{name}: ")
         assert str(caught.value).count("\n") == 0
-        output.write(f"{gather.PARTS}/{name}", data)
+        output.write(f"{feature_pass.PARTS}/{name}", data)
     go_on()
 
 
@@ -590,15 +591,15 @@ def test_codes_of_an_earlier_start_are_used_as_they_were_written(damage: str, wo
     given = ingest_settings(place, "new").model_copy(update={"dedupe": "exact"})
     before_ray(ingest, given)
     folder, choice = Folder(given.output), Choice(max_bytes=given.max_image_bytes)
-    origin = intake.Origin(given.source, "images", choice)
+    origin = registry.Origin(given.source, "images", choice)
     drawn = publish(place, folder, given.source, choice)
-    parts = [(folder, dataset.read_claim(folder)["identity"], drawn)]
+    parts = [(folder, reader.read_claim(folder)["identity"], drawn)]
     for shard in range(SHARDS):
-        intake.CodeShard(folder.url, origin)(shard)
+        CodeShard(folder.url, origin)(shard)
 
     def go_on() -> None:
         folder.delete("codes/duplicates.parquet")
-        intake.find_duplicates(parts, origin, Pool(1, 0.0))
+        duplicate_search.find_duplicates(parts, origin, Pool(1, 0.0))
 
     go_on()
     written = {name: folder.read(f"codes/{name}") for name in folder.list("codes")}
@@ -608,7 +609,7 @@ def test_codes_of_an_earlier_start_are_used_as_they_were_written(damage: str, wo
             DAMAGES[damage](data, written["000001.parquet" if name[5] != "1" else "000000.parquet"]) or b"",
         )
         with pytest.raises(CorruptError) as caught:
-            intake.IngestShard(folder.url, origin) if name == "duplicates.parquet" else go_on()
+            IngestShard(folder.url, origin) if name == "duplicates.parquet" else go_on()
         assert str(caught.value) == (
             f"{folder}/codes/{name}: damaged; delete it and start the same command again: it is made anew"
         )

@@ -20,9 +20,10 @@ import psutil
 import pytest
 
 from jobs import generate
-from jobs.cluster import MAX_FAILURES, MAX_RETRIES
-from pipelines import claim, dataset
-from pipelines.storage import Folder
+from jobs.cluster.actor_pool import MAX_FAILURES, MAX_RETRIES
+from pipelines.dataset import claim, reader
+from pipelines.dataset.journal import Journal
+from pipelines.storage.folder import Folder
 from tests.conftest import s3_environment
 from tests.faults import KINDS, RATES, FaultyProxy
 from tests.processes import Run, cluster_of, ray_here, until, workers
@@ -185,9 +186,9 @@ def half_a_seal(folder: Path) -> None:
 
 def a_journal_that_knows_more(folder: Path) -> None:
     """The journal has a shard whose part is gone, and one of another size."""
-    records = [dataset.read_part(Folder(str(folder)), shard)[1] for shard in range(5)]
-    identity = dataset.read_claim(Folder(str(folder)))["identity"]
-    journal = dataset.Journal(Folder(str(folder)), identity)
+    records = [reader.read_part(Folder(str(folder)), shard)[1] for shard in range(5)]
+    identity = reader.read_claim(Folder(str(folder)))["identity"]
+    journal = Journal(Folder(str(folder)), identity)
     for record in records:
         journal.add(record, has_rejects=False)
     journal.flush()

@@ -11,6 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipelines", "dcgan", "jobs")
+ROOMS = {
+    "ingestion": "ingest",
+    "training": "train",
+    "generation": "generate",
+    "verification": "verify",
+    "evaluation": "evaluate",
+    "selection": "curate",
+    "exploration": "explore",
+}
 STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore"}
 NETWORK = {"urllib", "http", "requests", "httpx", "aiohttp", "socket", "ftplib"}
 # Modules that execute what they read, or that could go round the import law.
@@ -27,6 +36,10 @@ FORBIDDEN_ATTRIBUTES = {
 
 def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+def every_source() -> list[Path]:
+    return [file for package in PACKAGES for file in sources(package)]
 
 
 def tree(file: Path) -> ast.Module:
@@ -91,12 +104,35 @@ def strings(module: ast.Module) -> Iterator[str]:
 def test_a_package_imports_only_what_the_law_allows(package: str, never: set[str]) -> None:
     assert sources(package), f"no source in {package}"
     broken = {file.name: names for file in sources(package) if (names := imported(tree(file)) & never)}
-    assert broken.pop("named.py", {"torchvision"}) == {"torchvision"}  # its datasets, and no tensors
+    assert broken.pop("torchvision_sets.py", {"torchvision"}) == {"torchvision"}  # its datasets, and no tensors
     assert broken == {}
 
 
+def test_nothing_imports_a_command() -> None:
+    commands = {f"jobs.{file.stem}" for file in (ROOT / "jobs").glob("*.py") if file.stem != "__init__"}
+    assert {"jobs.generate", "jobs.train"} <= commands
+    importers = {file: names for file in every_source() if (names := imported(tree(file)) & commands)}
+    assert importers == {}
+
+
+def test_a_room_is_imported_by_its_command_alone() -> None:
+    """What two commands need lies in `jobs/command`, in `jobs/cluster`, or in a package below."""
+    rooms = {path.name for path in (ROOT / "jobs").iterdir() if (path / "__init__.py").exists()}
+    assert rooms == {*ROOMS, "command", "cluster"}
+    for room, command in ROOMS.items():
+        for file in every_source():
+            inside = file.parent.name == room or file.name == f"{command}.py"
+            assert inside or f"jobs.{room}" not in imported(tree(file)), f"{file} imports jobs.{room}"
+
+
+def test_what_all_commands_share_imports_no_room() -> None:
+    for shared, never in (("command", {*ROOMS, "cluster"}), ("cluster", {*ROOMS})):
+        for file in (ROOT / "jobs" / shared).glob("*.py"):
+            assert imported(tree(file)).isdisjoint(f"jobs.{room}" for room in never), file
+
+
 def test_ray_lives_in_jobs_and_is_used_there() -> None:
-    users = {package for package in PACKAGES for file in sources(package) if "ray" in imported(tree(file))}
+    users = {file.relative_to(ROOT).parts[0] for file in every_source() if "ray" in imported(tree(file))}
     assert users == {"jobs"}
 
 

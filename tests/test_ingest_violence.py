@@ -13,7 +13,7 @@ import pytest
 import ray
 from PIL import Image
 
-from pipelines.storage import Folder
+from pipelines.storage.folder import Folder
 from tests.faults import RATES, FaultyProxy
 from tests.processes import Run, cluster_of, until, workers
 

@@ -19,8 +19,8 @@ import pytest
 import ray
 from safetensors.torch import load
 
-from pipelines import order
-from pipelines.storage import Folder
+from pipelines.loading import order
+from pipelines.storage.folder import Folder
 from tests.conftest import ROOT
 from tests.faults import RATES, FaultyProxy
 from tests.processes import Run, cluster_of, until, workers

@@ -28,7 +28,7 @@ from pipelines.sources.base import (
     is_image,
     too_large,
 )
-from pipelines.storage import Folder, MissingError, StorageError, TooLargeError
+from pipelines.storage.folder import Folder, MissingError, StorageError, TooLargeError
 
 MAX_LINE_BYTES = 1 << 20  # of JSON lines
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)

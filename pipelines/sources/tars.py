@@ -34,7 +34,7 @@ from pipelines.sources.base import (
     of_split,
     too_large,
 )
-from pipelines.storage import Folder
+from pipelines.storage.folder import Folder
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Pickles, by the endings that webdataset's decoders load them by. They are not read here either way; a dataset that

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 from dcgan import model_files
+from dcgan.families.networks import NetworkConfig, build
 from dcgan.model_files import CARD, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS, Model, ModelError
-from dcgan.networks import NetworkConfig, build
 
 Files = dict[str, bytes]
 CONFIGS = {

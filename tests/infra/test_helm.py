@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import settings
+from jobs.command import settings
 from tests.conftest import ROOT
 from tests.infra import links, network, rules
 from tests.infra.manifests import Object, Schemas, load, overlay, tool

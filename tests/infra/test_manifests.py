@@ -12,8 +12,9 @@ import pytest
 import ray
 import yaml
 
-from jobs import generate, settings, train, verify
-from jobs.settings import UsageError
+from jobs import generate, train, verify
+from jobs.command import settings
+from jobs.command.settings import UsageError
 from tests.conftest import ROOT
 from tests.infra import kuberay, links, network, rules
 from tests.infra.manifests import K8S, OVERLAYS, Object, Schemas, cluster_of, overlay, pod_templates, render

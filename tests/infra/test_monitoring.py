@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from jobs import monitoring
+from jobs.cluster import monitoring
 from tests.infra.manifests import K8S, library, overlay, tool
 from tests.processes import Run, head_node, until
 

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from infra import sizing
-from jobs import generate, models
-from pipelines.storage import Folder
+from jobs import generate
+from jobs.command import model_store
+from pipelines.storage.folder import Folder
 from tests.conftest import ROOT
 from tests.faults import FaultyProxy
 from tests.processes import ray_here
@@ -32,7 +33,7 @@ def requests(proxy: FaultyProxy) -> Counter[str]:
 
 def test_the_requests_of_a_real_job_are_those_of_the_formula(digits_run: Path, s3: str, proxy: FaultyProxy) -> None:
     with ray_here():
-        models.put(models.take(Folder(str(digits_run))).files, Folder(f"{s3}/model"))
+        model_store.put(model_store.take(Folder(str(digits_run))).files, Folder(f"{s3}/model"))
         requests(proxy)
         for shards, workers in ((3, 1), (260, 2)):
             output = f"{s3}/{shards}"

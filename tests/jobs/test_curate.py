@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from dcgan import arithmetic, rejection
-from dcgan.arithmetic import Arithmetic
-from jobs import classify, curate, evaluate, rules, train
-from jobs.rules import Scores
-from jobs.settings import LostWorkError, UsageError
-from pipelines import checked, dataset, selection
-from pipelines.selection import SelectionError
-from pipelines.storage import Folder
+from dcgan import numerics
+from dcgan.evaluation import rejection
+from dcgan.numerics import Arithmetic
+from jobs import curate, evaluate, train
+from jobs.command.settings import LostWorkError, UsageError
+from jobs.evaluation import accuracy_score
+from jobs.selection import rules
+from jobs.selection.rules import Scores
+from pipelines.dataset import checked_file, layout, reader, selection
+from pipelines.dataset.selection import SelectionError
+from pipelines.storage.folder import Folder
 
 
 def scores(logits: list[float], labels: list[int] | None = None) -> Scores:
@@ -110,7 +113,7 @@ def test_threshold_through_the_command(synthetic: Path, tmp_path: Path, capsys: 
     found = run(synthetic, "threshold", tmp_path / "s.parquet", min_logit=middle)
     wanted = [index for index, _, logit in rows if logit >= middle]
     assert found.index_N.tolist() == wanted
-    assert found.facts.dataset == dataset.open_sealed(Folder(str(synthetic))).root
+    assert found.facts.dataset == reader.open_sealed(Folder(str(synthetic))).root
     assert (found.facts.rule, found.facts.images) == ("threshold", 1000)
     assert sum(one["taken"] or 0 for one in found.facts.classes) == len(wanted)
     assert [one["of"] for one in found.facts.classes] == [100] * 10
@@ -148,7 +151,7 @@ def test_drs_through_the_command(
     found = run(synthetic, "drs", tmp_path / "s.parquet", holdout=str(digits), images=2500, workers=2)
     told = capsys.readouterr().out
     report = found.facts.report
-    index, real = (dataset.open_sealed(Folder(str(folder))) for folder in (synthetic, digits))
+    index, real = (reader.open_sealed(Folder(str(folder))) for folder in (synthetic, digits))
     assert report["real"] == {"root": real.root, "images": 2500, "trained_on": True}
     assert f"--holdout {digits} is what the model was trained on" in told
     assert report["acceptance"] == len(found.index_N) / 1000
@@ -165,13 +168,13 @@ def test_drs_through_the_command(
     assert json.loads(json.dumps(again.report["calibration"])) == report["calibration"]
 
 
-def arithmetic_of(index: dataset.Index) -> Arithmetic:
-    return arithmetic.choose("bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32", "cpu")
+def arithmetic_of(index: layout.Index) -> Arithmetic:
+    return numerics.choose("bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32", "cpu")
 
 
 def test_real_images_are_scored_as_synthetic_ones_were(synthetic: Path, one_thread: None) -> None:
     """The dataset as its own holdout: its logits are those of the manifest, bit for bit."""
-    index = dataset.open_sealed(Folder(str(synthetic)))
+    index = reader.open_sealed(Folder(str(synthetic)))
     scorer = curate.ScoreShard(str(synthetic), str(synthetic), arithmetic_of(index))
     assert scorer(2)["logits"] == [logit for *_, logit in logits(synthetic)[500:750]]
 
@@ -206,16 +209,16 @@ def test_the_accuracy_score_is_of_a_classifier_that_saw_what_was_chosen(
     synthetic: Path, tmp_path: Path, one_thread: None
 ) -> None:
     """Of threes alone it learns to say three."""
-    root = dataset.open_sealed(Folder(str(synthetic))).root
+    root = reader.open_sealed(Folder(str(synthetic))).root
     label_N = np.array([label for _, label, _ in logits(synthetic)])
     threes = {"classes": [{"label": 3, "taken": 100, "of": 100}], "rule": "threes", "parameters": {}, "images": 1000}
     data = selection.encode(selection.Facts(dataset=root, **threes), np.flatnonzero(label_N == 3))
     (tmp_path / "threes.parquet").write_bytes(data)
-    lesson = classify.Lesson(
+    lesson = accuracy_score.Lesson(
         str(synthetic), root, str(synthetic), root, 10, 1500, 0, selection=str(tmp_path / "threes.parquet")
     )
-    classify.Teach([lesson], str(tmp_path / "out"))(0)
-    answers = load(checked.read(Folder(str(tmp_path / "out")), lesson.answers))
+    accuracy_score.Teach([lesson], str(tmp_path / "out"))(0)
+    answers = load(checked_file.read(Folder(str(tmp_path / "out")), lesson.answers))
     assert np.array_equal(answers["wrong"], label_N != 3)
     assert lesson.name != replace(lesson, selection=None).name
 

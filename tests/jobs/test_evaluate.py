@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from dcgan import arithmetic
-from dcgan.quality import Sums, frechet_distance
-from jobs import evaluate, gather
-from jobs.cluster import Pool
-from jobs.settings import LostWorkError, UsageError
-from pipelines import dataset, images, loader
-from pipelines.dataset import DatasetError
-from pipelines.shards import Sample
-from pipelines.storage import Folder
+from dcgan import numerics
+from dcgan.evaluation.distances import Sums, frechet_distance
+from jobs import evaluate
+from jobs.cluster.connection import Pool
+from jobs.command.settings import LostWorkError, UsageError
+from jobs.evaluation import feature_pass
+from pipelines import images
+from pipelines.dataset import layout, reader, writer
+from pipelines.dataset.layout import DatasetError
+from pipelines.dataset.shards import Sample
+from pipelines.loading import loader
+from pipelines.storage.folder import Folder
 
 FIDELITY = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
 
@@ -40,7 +43,7 @@ def values(found: dict[str, Any]) -> dict[tuple[str, str, str, int | None], floa
 def pixels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """All features and labels of a dataset, read at once."""
     place = Folder(str(folder))
-    index = dataset.open_sealed(place)
+    index = reader.open_sealed(place)
     found = [batch for record in index.shards for batch in loader.in_order(place, index, record, 10_000)]
     images_NHWC, label_N = (np.concatenate(columns) for columns in zip(*found, strict=True))
     return images_NHWC.reshape(len(label_N), -1) / np.float32(255), label_N
@@ -61,15 +64,15 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
             **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": 1},
             **{"classes": list(classes) or None, "image": {"format": "png"}, "arithmetic": {}},
         }
-        dataset.claim(folder, identity, {})
+        writer.claim(folder, identity, {})
         records = {}
-        for shard in range(dataset.num_shards(identity)):
+        for shard in range(layout.num_shards(identity)):
             samples = []
-            for number in dataset.shard_range(identity, shard):
+            for number in layout.shard_range(identity, shard):
                 noise = rng.integers(0, 256, (size, size, 1), np.uint8) // 4 + 64 * (number % 2)  # dark, bright
                 samples.append(Sample(number, images.encode(noise), number % 2 if classes else None))
-            records[shard] = dataset.commit(folder, shard, "ingest", samples, {"source": ["x"] * len(samples)})
-        dataset.seal(folder, identity, records, {})
+            records[shard] = writer.commit(folder, shard, "ingest", samples, {"source": ["x"] * len(samples)})
+        writer.seal(folder, identity, records, {})
         return place / name
 
     return make
@@ -93,7 +96,7 @@ def test_numbers_stand_with_their_protocol(found: dict[str, Any], digits: Path, 
     protocol = found["protocol"]
     for role, folder, count in (("real", digits, 5000), ("fake", synthetic, 1000)):
         told = protocol["datasets"][role]
-        assert told["root"] == dataset.open_sealed(Folder(str(folder))).root
+        assert told["root"] == reader.open_sealed(Folder(str(folder))).root
         assert (told["url"], told["images"], told["drawn"]) == (str(folder), count, 200)
     assert protocol["features"] == {
         "name": "pixels",
@@ -144,7 +147,7 @@ def test_a_poor_model_looks_poor(found: dict[str, Any]) -> None:
     score = told["accuracy_score", "fake", "real", None]
     assert score is not None
     # Chance is 0.1. After these few steps float32 training reached 0.18 (AVX2); bfloat16 reaches more than 0.2.
-    least = 0.2 if arithmetic.choose("auto", "cpu").dtype_name == "bfloat16" else 0.12
+    least = 0.2 if numerics.choose("auto", "cpu").dtype_name == "bfloat16" else 0.12
     assert least < score < 0.98
 
 
@@ -154,8 +157,8 @@ def test_the_nearest_neighbours_are_sought_among_all_images(
     """All 1,000 synthetic images, whose shards were gathered by groups, though 200 were drawn."""
     [row] = [row for row in found["results"] if row["measure"] == "nearest_neighbour_error"]
     assert (row["n_of"], row["n_against"]) == (1000, 200)
-    plan = gather.Plan({"real": str(digits), "fake": str(synthetic)}, "pixels", None, 200, 0, 10)
-    drawn = gather.draw("real", dataset.open_sealed(Folder(str(digits))), plan)
+    plan = feature_pass.Plan({"real": str(digits), "fake": str(synthetic)}, "pixels", None, 200, 0, 10)
+    drawn = feature_pass.draw("real", reader.open_sealed(Folder(str(digits))), plan)
     (train, train_label), (test, test_label) = pixels(synthetic), pixels(digits)
     expected = KNeighborsClassifier(1, algorithm="brute").fit(train, train_label).predict(test[drawn])
     assert row["value"] == pytest.approx(float((expected != test_label[drawn]).mean()), abs=1e-9)
@@ -219,15 +222,15 @@ def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None
 
 def test_what_is_there_is_not_gathered_again(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny("real", 0)
-    indexes = {role: dataset.open_sealed(Folder(str(folder))) for role in ("real", "fake")}
-    plan = gather.Plan({"real": str(folder), "fake": str(folder)}, "pixels", None, 20, 0, 2)
+    indexes = {role: reader.open_sealed(Folder(str(folder))) for role in ("real", "fake")}
+    plan = feature_pass.Plan({"real": str(folder), "fake": str(folder)}, "pixels", None, 20, 0, 2)
     output = Folder(str(tmp_path / "out"))
-    first = gather.gather(plan, indexes, output, "key", Pool(1, 0.0))
+    first = feature_pass.gather(plan, indexes, output, "key", Pool(1, 0.0))
     parts = sorted((tmp_path / "out" / "parts").iterdir())
     assert len(parts) == 6
     before = [part.stat().st_mtime_ns for part in parts]
     parts[2].unlink()
-    again = gather.gather(plan, indexes, output, "key", Pool(1, 0.0))
+    again = feature_pass.gather(plan, indexes, output, "key", Pool(1, 0.0))
     kept = [part.stat().st_mtime_ns == then for part, then in zip(parts, before, strict=True)]
     assert kept == [True, True, False, True, True, True]
     assert np.array_equal(first["real"].sums.outer_FF, again["real"].sums.outer_FF)

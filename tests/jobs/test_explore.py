@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import explore, knowledge
-from jobs.settings import UsageError
-from jobs.subject import open_subject
+from jobs import explore
+from jobs.command.settings import UsageError
+from jobs.exploration import linear_probe
+from jobs.exploration.inputs import open_subject
 
 PICTURES = ("arithmetic", "backprop", "directions", "interpolation")
 
@@ -69,4 +70,4 @@ def test_what_cannot_be_explored_is_one_line(digits: Path, digits_run: Path, tmp
     index = subject.real.index
     subject.__dict__["real"] = replace(subject.real, index=replace(index, identity={**index.identity, "classes": None}))
     with pytest.raises(UsageError, match=r"--what features: .* has no classes to be told"):
-        knowledge.explore(subject, 10, 1, 4, print)
+        linear_probe.explore(subject, 10, 1, 4, print)

@@ -18,14 +18,17 @@ import pytest
 import ray
 import torch
 
-from dcgan import arithmetic, model_files
+from dcgan import model_files, numerics
+from dcgan.families.networks import NetworkConfig, build
 from dcgan.model_files import Model, ModelError
-from dcgan.networks import NetworkConfig, build
-from jobs import generate, models, verify
-from jobs.settings import LostWorkError, UsageError
-from pipelines import dataset, shards
-from pipelines.dataset import CorruptError, DatasetError
-from pipelines.storage import Folder
+from jobs import generate, verify
+from jobs.command import model_store
+from jobs.command.settings import LostWorkError, UsageError
+from jobs.verification.worker import VerifyShard
+from pipelines.dataset import reader, shards
+from pipelines.dataset.layout import DatasetError
+from pipelines.dataset.shards import CorruptError
+from pipelines.storage.folder import Folder
 
 Job = Callable[..., CompletedProcess[str]]
 Make = Callable[..., Path]
@@ -68,13 +71,13 @@ def assert_equal_shards(mine: Path, theirs: Path) -> None:
 
 
 def root_of(folder: Path) -> str:
-    return dataset.open_sealed(Folder(str(folder))).root
+    return reader.open_sealed(Folder(str(folder))).root
 
 
 def check_all(folder: Path, count: int) -> None:
     """Verify the one shard of a dataset, every image made again, as an actor does it."""
-    chosen = arithmetic.choose("auto", "cpu")
-    found = verify.VerifyShard(str(folder), count, chosen)(0)
+    chosen = numerics.choose("auto", "cpu")
+    found = VerifyShard(str(folder), count, chosen)(0)
     assert found == {"samples": count, "regenerated": count, "exact": count, "furthest": 0}
 
 
@@ -156,7 +159,7 @@ def test_another_setting_is_refused(
 
 
 def test_another_precision_is_refused(make: Make, copy: Path, plain: Path) -> None:
-    begun = dataset.read_claim(Folder(str(plain)))["identity"]["arithmetic"]["dtype"]
+    begun = reader.read_claim(Folder(str(plain)))["identity"]["arithmetic"]["dtype"]
     other = {"bfloat16": "float32", "float32": "bfloat16"}[begun]
     with pytest.raises(DatasetError) as error:
         make(copy, precision={"float32": "fp32", "bfloat16": "bf16"}[other])
@@ -167,10 +170,10 @@ def test_another_precision_is_refused(make: Make, copy: Path, plain: Path) -> No
 
 
 def test_another_model_is_refused(make: Make, copy: Path, digits_run: Path, tmp_path: Path) -> None:
-    mine, before = models.load(models.resolve(Folder(str(digits_run))))
+    mine, before = model_store.load(model_store.resolve(Folder(str(digits_run))))
     torch.manual_seed(1)
     other = Folder(str(tmp_path / "model"))
-    now = models.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
+    now = model_store.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
     for count in (100, 200):
         with pytest.raises(DatasetError) as error:
             make(copy, model=other.url, count=count)
@@ -199,9 +202,9 @@ def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_o
         make(copy, model=f"{copy}/model")
     told = f"{copy}/model/model.json: missing: a model that was copied in part; name the one it was copied from"
     assert str(error.value) == told
-    mine, before = models.load(models.resolve(Folder(str(digits_run))))
+    mine, before = model_store.load(model_store.resolve(Folder(str(digits_run))))
     torch.manual_seed(1)
-    now = models.save(Model(*build(mine.config), mine.classes, mine.provenance), Folder(str(tmp_path / "model")))
+    now = model_store.save(Model(*build(mine.config), mine.classes, mine.provenance), Folder(str(tmp_path / "model")))
     with pytest.raises(DatasetError) as refused:
         make(copy, model=str(tmp_path / "model"))
     assert str(refused.value).startswith(
@@ -212,7 +215,7 @@ def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_o
     assert tree(copy / "model") == tree(plain / "model")
 
 
-@pytest.mark.parametrize("name", models.FILES)
+@pytest.mark.parametrize("name", model_store.FILES)
 def test_a_damaged_copy_of_the_model_is_mended(make: Make, copy: Path, plain: Path, name: str) -> None:
     (copy / "index.json").unlink()
     (copy / "manifest" / "000001.parquet").unlink()
@@ -226,8 +229,8 @@ def test_a_damaged_copy_of_the_model_is_mended(make: Make, copy: Path, plain: Pa
 def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digits_run: Path) -> None:
     """A folder `model` where no dataset is: somebody's own."""
     other = Folder(str(tmp_path / "output" / "model"))
-    mine, _ = models.load(models.resolve(Folder(str(digits_run))))
-    models.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
+    mine, _ = model_store.load(model_store.resolve(Folder(str(digits_run))))
+    model_store.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
     before = tree(tmp_path / "output")
     with pytest.raises(DatasetError) as error:
         make(tmp_path / "output")
@@ -237,11 +240,11 @@ def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digit
 
 def test_images_that_are_not_finite_are_not_sealed(make: Make, digits_run: Path, tmp_path: Path) -> None:
     """Weights of 1e38 are finite; what they make is not. The shard is named, and nothing of it is written."""
-    mine, _ = models.load(models.resolve(Folder(str(digits_run))))
+    mine, _ = model_store.load(model_store.resolve(Folder(str(digits_run))))
     with torch.no_grad():
         for weight in mine.generator.parameters():
             weight.copy_(torch.where(weight > 0, 1e38, -1e38))
-    models.save(mine, Folder(str(tmp_path / "model")))
+    model_store.save(mine, Folder(str(tmp_path / "model")))
     with pytest.raises(LostWorkError) as error:
         make(tmp_path / "output", model=str(tmp_path / "model"), count=40, shard_size=40)
     assert str(error.value) == (
@@ -249,7 +252,10 @@ def test_images_that_are_not_finite_are_not_sealed(make: Make, digits_run: Path,
         "seeds 0 to 39: an image is not finite; train the model again, or take an earlier one. "
         "What is finished stays; the same command does the rest"
     )
-    assert sorted(tree(tmp_path / "output")) == ["dataset.json", *(f"model/{name}" for name in sorted(models.FILES))]
+    assert sorted(tree(tmp_path / "output")) == [
+        "dataset.json",
+        *(f"model/{name}" for name in sorted(model_store.FILES)),
+    ]
 
 
 def test_a_larger_count_extends(make: Make, plain: Path, tmp_path: Path) -> None:
@@ -353,7 +359,7 @@ def test_dry_run_writes_nothing(make: Make, tmp_path: Path, capsys: pytest.Captu
 def test_a_model_without_classes(make: Make, one_thread: None, tmp_path: Path) -> None:
     torch.manual_seed(2)
     network = NetworkConfig(network="keras", image_size=28, channels=1, z_dim=16, num_classes=0)
-    models.save(Model(*build(network), None, {}), Folder(str(tmp_path / "model")))
+    model_store.save(Model(*build(network), None, {}), Folder(str(tmp_path / "model")))
     output = make(tmp_path / "synthetic", model=str(tmp_path / "model"), count=20, shard_size=20, batch_size=8)
     rows = pq.read_table(output / "manifest" / "000000.parquet").to_pylist()
     assert [row["label"] for row in rows] == [None] * 20
@@ -405,12 +411,12 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 @pytest.mark.long  # tests/test_line.py and test_generate_violence.py run there too
 def test_on_an_object_store(synthetic: Path, digits_run: Path, s3: str, job: Job) -> None:
     """The same bytes there as here."""
-    local, remote = Folder(str(models.resolve(Folder(str(digits_run))))), Folder(f"{s3}/run")
-    for name in models.FILES:
+    local, remote = Folder(str(model_store.resolve(Folder(str(digits_run))))), Folder(f"{s3}/run")
+    for name in model_store.FILES:
         remote.write(name, local.read(name))
     flags = ("--count", 1000, "--shard-size", 250, "--workers", 1)
     assert job("generate", *flags, env={"GANMILL_ROOT": s3}).returncode == 0
     output = Folder(f"{s3}/synthetic")
-    index = dataset.open_sealed(output)
+    index = reader.open_sealed(output)
     assert index.root == root_of(synthetic)
-    assert [dataset.check_shard(output, index, record) for record in index.shards] == [250] * 4
+    assert [reader.check_shard(output, index, record) for record in index.shards] == [250] * 4

@@ -15,16 +15,21 @@ import pytest
 import ray
 from PIL import Image
 
-from jobs import cluster, ingest, intake, produce, verify
-from jobs.settings import LostWorkError, UsageError, load
-from pipelines import catalogue, dataset, shards, sources
-from pipelines.catalogue import Catalogue
-from pipelines.dataset import DatasetError, Index
-from pipelines.sources import Choice, SourceError
-from pipelines.storage import Folder
+from jobs import ingest, verify
+from jobs.cluster import connection, shard_job
+from jobs.command.settings import LostWorkError, UsageError, load
+from jobs.ingestion import duplicate_search
+from jobs.ingestion.worker import IngestShard
+from pipelines.dataset import reader, shards
+from pipelines.dataset.layout import DatasetError, Index
+from pipelines.ingest import catalogue
+from pipelines.ingest.catalogue import Catalogue
+from pipelines.sources import registry
+from pipelines.sources.base import Choice, SourceError
+from pipelines.storage.folder import Folder
 from tests.conftest import Job
 
-Parts = tuple[Folder, dict[str, Any], Catalogue, intake.Origin]
+Parts = tuple[Folder, dict[str, Any], Catalogue, registry.Origin]
 
 BACKGROUND = (16, 32, 48)
 NOISE = 16  # pictures of the right size a class
@@ -84,7 +89,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def take(source: Path, output: Path, **changes: Any) -> Index:
     settings = {"image_size": 32, "channels": 3, "background": "#102030", "shard_size": 10, "workers": 1, **changes}
     ingest.main(ingest.IngestSettings(source=str(source), output=str(output), **settings))
-    return dataset.open_sealed(Folder(str(output)))
+    return reader.open_sealed(Folder(str(output)))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +102,7 @@ def taken(pictures: Path, local_ray: None, tmp_path_factory: pytest.TempPathFact
 
 def pixels_by_source(output: Path) -> dict[str, tuple[int | None, np.ndarray]]:
     """Label and pixels, as Pillow reads them, of each source."""
-    index = dataset.open_sealed(Folder(str(output)))
+    index = reader.open_sealed(Folder(str(output)))
     found = {}
     for record in index.shards:
         part = pq.read_table(output / record.part).to_pylist()
@@ -108,7 +113,7 @@ def pixels_by_source(output: Path) -> dict[str, tuple[int | None, np.ndarray]]:
 
 
 def test_a_folder_of_classes(taken: Path) -> None:
-    index = dataset.open_sealed(Folder(str(taken)))
+    index = reader.open_sealed(Folder(str(taken)))
     assert index.classes == ["cats", "dogs"]
     assert index.image_shape == (32, 32, 3)
     found = pixels_by_source(taken)
@@ -133,7 +138,7 @@ def test_transparency_lies_over_the_background(taken: Path) -> None:
 
 
 def test_damaged_files_leave_their_index_empty(taken: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = dataset.open_sealed(Folder(str(taken)))
+    index = reader.open_sealed(Folder(str(taken)))
     count = 2 * NOISE + 4 + len(BAD)
     assert index.identity["count"] == count
     assert index.samples == count - len(BAD)
@@ -156,7 +161,7 @@ def test_what_was_not_taken_is_told(
 ) -> None:
     """And two workers make what one makes: tars, parts and root."""
     index = take(pictures, tmp_path / "two", workers=2)
-    assert index.root == dataset.open_sealed(Folder(str(taken))).root
+    assert index.root == reader.open_sealed(Folder(str(taken))).root
     for kind in ("shards", "manifest"):
         for file in sorted((taken / kind).iterdir()):
             assert (tmp_path / "two" / kind / file.name).read_bytes() == file.read_bytes()
@@ -203,7 +208,7 @@ def test_a_zip_gives_the_same_shards(taken: Path, pictures: Path, tmp_path: Path
             target.write(path, path.relative_to(pictures))
         target.writestr("__MACOSX/cats/._00.png", b"what macOS adds")
     index = take(archive, tmp_path / "real")
-    assert index.shards == dataset.open_sealed(Folder(str(taken))).shards
+    assert index.shards == reader.open_sealed(Folder(str(taken))).shards
     assert index.classes == ["cats", "dogs"]
 
 
@@ -220,7 +225,7 @@ def test_changed_source_is_refused(taken: Path, pictures: Path, tmp_path: Path) 
         shutil.copytree(pictures, folder)
     (grown / "dogs" / "new.png").write_bytes(png(Image.fromarray(noise(7))))
     (changed / "dogs" / "text.png").write_bytes(b"hello again, this is still no picture")
-    digest = dataset.open_sealed(Folder(str(taken))).identity["source"]
+    digest = reader.open_sealed(Folder(str(taken))).identity["source"]
     with pytest.raises(DatasetError) as error:
         take(grown, taken)
     assert str(error.value) == (
@@ -328,21 +333,21 @@ class TestTwoAtOnce:
         output = tmp_path / "real"
         take(pictures, output, dedupe="near")
         folder = Folder(str(output))
-        origin = intake.Origin(str(pictures), "images", Choice())
-        source = sources.open_source(origin.url, origin.kind, origin.choice)
+        origin = registry.Origin(str(pictures), "images", Choice())
+        source = registry.open_source(origin.url, origin.kind, origin.choice)
         (tmp_path / "scratch").mkdir()
         drawn, _ = catalogue.draw_up(source.items(), "here", None, True, 0, 0.0, tmp_path / "scratch")
-        return folder, dataset.read_claim(folder)["identity"], drawn, origin
+        return folder, reader.read_claim(folder)["identity"], drawn, origin
 
     def test_the_second_ends_well(self, parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
         folder, identity, drawn, origin = parts
-        root = dataset.open_sealed(folder).root
-        pool = cluster.Pool(1, 0.0)
-        intake.find_duplicates([(folder, identity, drawn)], origin, pool)  # its codes' catalogue is gone
+        root = reader.open_sealed(folder).root
+        pool = connection.Pool(1, 0.0)
+        duplicate_search.find_duplicates([(folder, identity, drawn)], origin, pool)  # its codes' catalogue is gone
         # Shards that were not done when it looked, and are by now.
         (Path(folder.url) / "manifest" / "000001.parquet").rename(Path(folder.url) / "kept")
-        worker, arguments = Slower, {"output": folder.url, "origin": origin}
-        product = produce.produce("ingest", folder, identity, worker, arguments, pool)
+        arguments = {"output": folder.url, "origin": origin}
+        product = shard_job.produce("ingest", folder, identity, Slower, arguments, pool)
         assert product.index is not None
         assert product.index.root == root
         out = capsys.readouterr()
@@ -353,10 +358,10 @@ class TestTwoAtOnce:
         folder, identity, drawn, origin = parts
         folder.delete("index.json")
         with pytest.raises(LostWorkError, match=r"4 shards of .* are not done"):
-            intake.find_duplicates([(folder, identity, drawn)], origin, cluster.Pool(1, 0.0))
+            duplicate_search.find_duplicates([(folder, identity, drawn)], origin, connection.Pool(1, 0.0))
 
 
-class Slower(intake.IngestShard):
+class Slower(IngestShard):
     """The second of two runs, when the first has just done everything."""
 
     def __call__(self, shard: int) -> dict[str, Any]:
@@ -403,7 +408,7 @@ def test_a_holdout_shares_nothing_with_the_rest_not_even_a_duplicate(
     seen = {pixels.tobytes() for _, pixels in kept.values()}
     assert seen.isdisjoint(pixels.tobytes() for _, pixels in held.values())
     for where in (output, tmp_path / "real-holdout"):
-        index = dataset.open_sealed(Folder(str(where)))
+        index = reader.open_sealed(Folder(str(where)))
         assert index.classes == ["cats", "dogs"]
         assert not any((where / name).exists() for name in ("catalogue", "codes"))
     every = {*kept, *held, *rejected(output), *rejected(tmp_path / "real-holdout")}
@@ -425,7 +430,7 @@ def test_too_many_rejects_end_the_job_and_a_higher_limit_seals_it(
         assert f"more than --max-rejects {allowed}. Each stands in {output}/rejects.parquet." in str(error.value)
         assert set(rejected(output)) == set(BAD)
         with pytest.raises(DatasetError, match="not finished"):
-            dataset.open_sealed(Folder(str(output)))
+            reader.open_sealed(Folder(str(output)))
     before = {path: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
     assert take(pictures, output, max_rejects="0.08").samples == 36
     assert before == {path: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
@@ -464,7 +469,7 @@ def test_a_dataset_of_ours_is_resized(taken: Path, local_ray: None, tmp_path: Pa
 
 
 def by_index(output: Path) -> dict[int, np.ndarray]:
-    index = dataset.open_sealed(Folder(str(output)))
+    index = reader.open_sealed(Folder(str(output)))
     return {
         sample.index: np.asarray(Image.open(io.BytesIO(sample.image)))
         for record in index.shards

@@ -12,11 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import curate, environment, evaluate, explore, generate, ingest, train, verify
-from jobs.settings import JobSettings, UsageError, load
-from pipelines import catalogue, dataset, images, sources
-from pipelines.dataset import DatasetError
-from pipelines.storage import Folder
+from jobs import curate, evaluate, explore, generate, ingest, train, verify
+from jobs.command import environment
+from jobs.command.settings import JobSettings, UsageError, load
+from pipelines import images
+from pipelines.dataset import writer
+from pipelines.dataset.layout import DatasetError
+from pipelines.ingest import catalogue
+from pipelines.sources import registry
+from pipelines.sources.base import Choice
+from pipelines.storage.folder import Folder
 from tests.conftest import Job, refused
 
 COMMANDS: dict[str, type[JobSettings]] = {
@@ -339,11 +344,11 @@ def test_what_an_earlier_version_began_from_several_parquet_files_is_not_gone_on
         image = [images.encode(np.full((28, 28, 1), 9 * number + n, np.uint8)) for n in range(3)]
         pq.write_table(pa.table({"image": image, "label": ["a", "b", "a"]}), tmp_path / f"{number}.parquet")
     settings = ingest.IngestSettings(source=str(tmp_path), output=str(tmp_path / "out"))
-    source = sources.open_source(str(tmp_path), "parquet", sources.Choice())
+    source = registry.open_source(str(tmp_path), "parquet", Choice())
     kept, _ = catalogue.draw_up(source.items(), str(tmp_path), None, True, 0, 0.0, tmp_path)
     identity = ingest._identity(settings, source, {}, kept, kept)
     assert identity.pop("reader", None) == (2 if files > 1 else None)
     if files > 1:
-        dataset.claim(Folder(settings.output), identity, settings.stored())
+        writer.claim(Folder(settings.output), identity, settings.stored())
         with pytest.raises(DatasetError, match=r"begun with reader = nothing, this run has 2; .*another --output"):
             ingest.main(settings)

@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs import generate, ingest, models, runs, train
-from jobs.settings import LostWorkError, UsageError
-from pipelines.storage import Folder
+from jobs import generate, ingest, train
+from jobs.command import model_store
+from jobs.command.settings import LostWorkError, UsageError
+from jobs.training import run_store
+from pipelines.storage.folder import Folder
 from tests.conftest import digits_settings
 
 Train = Callable[..., None]
@@ -80,7 +82,7 @@ def test_a_run_leaves(digits_run: Path) -> None:
         f"200 real and as many fake, seeds from {2**62}"
     }
     assert best["model"] == f"models/{best['images']:012d}"
-    model, digest = models.load(models.resolve(Folder(str(digits_run))))
+    model, digest = model_store.load(model_store.resolve(Folder(str(digits_run))))
     assert model.classes == [str(digit) for digit in range(10)]
     assert model.provenance["data"] == identity["data"]
     assert len(digest) == 64
@@ -206,7 +208,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_kept(
             state[name] = (value.double() * factor).clamp(-3e38, 3e38).float()
     if tensor.startswith("generator_adam"):
         state["generator_adam.0.exp_avg_sq"].zero_()  # Adam divides by its root
-    runs.save(Folder(str(run)), 2560, state, keep=2)
+    run_store.save(Folder(str(run)), 2560, state, keep=2)
     before = files(run)
     with pytest.raises(LostWorkError) as error:
         go_on(images=3840, tick=64)
@@ -228,8 +230,8 @@ def test_a_run_whose_last_save_was_one_on_preemption_makes_its_last_tick(
     first = ticks(digits_run)[0]
     best = {"model": f"models/{1280:012d}", "images": 1280, "metric": "kernel_distance"}
     folder = Folder(str(run))
-    runs.write_stats(folder, [first])
-    runs.write_best(folder, {**best, "value": first["kernel_distance"], "protocol": first["protocol"]})
+    run_store.write_stats(folder, [first])
+    run_store.write_best(folder, {**best, "value": first["kernel_distance"], "protocol": first["protocol"]})
     (run / "grids" / "000000002560.png").unlink()
 
     go_on(images=2560)
@@ -286,7 +288,7 @@ def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
     ]
 
 
-@pytest.mark.long  # tests/dcgan/test_ddp.py has two ranks without Ray
+@pytest.mark.long  # tests/dcgan/training/test_ddp.py has two ranks without Ray
 def test_wasserstein_with_penalty_and_augmentation_on_two_workers(again: tuple[Path, Train], tmp_path: Path) -> None:
     _, start = again
     run, new = tmp_path / "new", {"loss": "wgan-gp", "label_smoothing": 0.0, "augment": "color,translation,cutout"}

@@ -16,15 +16,18 @@ import pytest
 import ray
 import torch
 
-from dcgan import arithmetic, model_files
+from dcgan import model_files, numerics
+from dcgan.families.networks import build
 from dcgan.model_files import Model
-from dcgan.networks import build
-from jobs import curate, generate, models, verify
-from jobs.settings import UsageError
-from pipelines import card, dataset, images, manifest, shards
-from pipelines.dataset import CorruptError
-from pipelines.manifest import PartError
-from pipelines.storage import Folder
+from jobs import curate, generate, verify
+from jobs.command import model_store
+from jobs.command.settings import UsageError
+from jobs.verification.worker import Maker, VerifyShard
+from pipelines import images
+from pipelines.dataset import card, layout, manifest, reader, shards, writer
+from pipelines.dataset.manifest import PartError
+from pipelines.dataset.shards import CorruptError
+from pipelines.storage.folder import Folder
 
 SHARD = 1  # where damage is done; it owns the indices 250 to 499
 Samples = list[shards.Sample]
@@ -44,8 +47,8 @@ def check(folder: Path, **settings: Any) -> None:
 
 def check_one(folder: Path, regenerate: int = 0) -> dict[str, Any]:
     """What an actor does for SHARD, without the actor. Of 4 images in all, each shard's first is made again."""
-    chosen = arithmetic.choose("auto", "cpu") if regenerate else None
-    return verify.VerifyShard(str(folder), regenerate, chosen)(SHARD)
+    chosen = numerics.choose("auto", "cpu") if regenerate else None
+    return VerifyShard(str(folder), regenerate, chosen)(SHARD)
 
 
 def flip(path: Path, position: int) -> None:
@@ -56,7 +59,7 @@ def flip(path: Path, position: int) -> None:
 
 def test_passes(synthetic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(synthetic, regenerate=40)
-    root = dataset.open_sealed(Folder(str(synthetic))).root[:12]
+    root = reader.open_sealed(Folder(str(synthetic))).root[:12]
     assert capsys.readouterr().out == (
         f"verify: {synthetic}: 1,000 images in 4 shards, every byte as sealed; root {root}\n"
         "verify: 40 images made again from their rows: 40 equal in every pixel and score\n"
@@ -142,15 +145,15 @@ def test_files_that_are_missing_cut_or_strange(copy: Path) -> None:
 def seal_again(folder: Path, change: Callable[[Samples, Columns], None]) -> None:
     """Change a shard's samples or columns and seal all of it anew: no hash tells that it is not as it was made."""
     place = Folder(str(folder))
-    index = dataset.open_sealed(place)
+    index = reader.open_sealed(place)
     records = {record.shard: record for record in index.shards}
-    table = dataset.read_sealed_part(place, records[SHARD]).table
-    samples = list(shards.unpack(dataset.read_shard(place, records[SHARD]), "here"))
+    table = reader.read_sealed_part(place, records[SHARD]).table
+    samples = list(shards.unpack(reader.read_shard(place, records[SHARD]), "here"))
     columns = {name: table[name].to_numpy().copy() for name in ("seed", "logit", "score")}
     change(samples, columns)
-    records[SHARD] = dataset.commit(place, SHARD, "generate", samples, columns)
+    records[SHARD] = writer.commit(place, SHARD, "generate", samples, columns)
     extras = card.files(place, index.identity, records)
-    dataset.seal(place, index.identity, records, extras, [f"model/{name}" for name in models.FILES])
+    writer.seal(place, index.identity, records, extras, [f"model/{name}" for name in model_store.FILES])
 
 
 def wrong_pixel(samples: Samples, columns: Columns) -> None:
@@ -227,10 +230,10 @@ def test_regenerate_finds_a_score_that_is_off_by_one_bit(
 @pytest.mark.parametrize("name", ["logit", "score"])
 def test_nan_equals_nothing(synthetic: Path, one_thread: None, name: str) -> None:
     place = Folder(str(synthetic))
-    index = dataset.open_sealed(place)
-    maker = verify.Maker(place, index, arithmetic.choose("auto", "cpu"))
-    row = dataset.read_sealed_part(place, index.shards[SHARD]).table.take([0]).to_pylist()[0]
-    image = dataset.read_shard(place, index.shards[SHARD])[row["offset"] : row["offset"] + row["size"]]
+    index = reader.open_sealed(place)
+    maker = Maker(place, index, numerics.choose("auto", "cpu"))
+    row = reader.read_sealed_part(place, index.shards[SHARD]).table.take([0]).to_pylist()[0]
+    image = reader.read_shard(place, index.shards[SHARD])[row["offset"] : row["offset"] + row["size"]]
     stored, labels = images.decode(image, 1), np.array([row["label"]], np.int64)
     maker.compare_score(row, stored, labels, "here")
     with pytest.raises(CorruptError, match=r"^here: its logit is .*nan"):
@@ -241,7 +244,7 @@ def test_nan_equals_nothing(synthetic: Path, one_thread: None, name: str) -> Non
 def test_rows_that_an_earlier_version_sealed_with_nan_do_not_pass(copy: Path, logit: float, score: float) -> None:
     """What no version writes any more: the part is put together by hand, and its hashes are sealed."""
     place = Folder(str(copy))
-    index = dataset.open_sealed(place)
+    index = reader.open_sealed(place)
     records = {record.shard: record for record in index.shards}
     part = copy / records[SHARD].part
     table, footer = pq.read_table(part), pq.read_metadata(part).metadata[b"ganmill"]
@@ -254,12 +257,12 @@ def test_rows_that_an_earlier_version_sealed_with_nan_do_not_pass(copy: Path, lo
         writer.add_key_value_metadata({b"ganmill": footer})
     data = part.read_bytes()
     records[SHARD] = replace(records[SHARD], part_bytes=len(data), part_sha256=hashlib.sha256(data).hexdigest())
-    dataset.seal(place, index.identity, records, {}, [name for name in index.files if name != dataset.CLAIM])
+    writer.seal(place, index.identity, records, {}, [name for name in index.files if name != layout.CLAIM])
     told = rf"^{re.escape(str(part))}: not a manifest part: row 3: logit .* which must be its sigmoid and finite"
     with pytest.raises(PartError, match=told):
         check_one(copy)
     with pytest.raises(PartError, match=told):
-        curate.read_scores(place, dataset.open_sealed(place))
+        curate.read_scores(place, reader.open_sealed(place))
 
 
 def test_regenerate_through_the_command(copy: Path, local_ray: None) -> None:
@@ -274,10 +277,10 @@ def test_regenerate_through_the_command(copy: Path, local_ray: None) -> None:
 def test_regenerate_with_another_model(copy: Path, one_thread: None) -> None:
     """Its own copy of the model is replaced, and everything is sealed again: the digest in the identity tells."""
     place = Folder(str(copy))
-    model, digest = models.load(place / "model")
+    model, digest = model_store.load(place / "model")
     torch.manual_seed(1)
     other = Model(*build(model.config), model.classes, model.provenance)
-    another = models.save(other, place / "model")
+    another = model_store.save(other, place / "model")
     seal_again(copy, nothing)
     assert check_one(copy)["samples"] == 250
     with pytest.raises(CorruptError) as error:

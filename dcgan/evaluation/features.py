@@ -1,0 +1,168 @@
+"""Features by name: what two sets of images are compared in. N images of H x W pixels and C channels, F features.
+
+`pixels` needs no network. `vgg16-random` has fixed random weights and so favours no kind of picture. `classifier` knows
+the classes that it was trained on. `inception` is torchvision's Inception v3 with weights that the user has. Numbers in
+different features, or in the same features with another digest, cannot be compared with each other.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from dcgan.evaluation import classifier
+from dcgan.evaluation.classifier import Classifier
+
+NAMES = ("pixels", "vgg16-random", "classifier", "inception")
+SEED = 0
+VGG_FEATURES = 64
+_SMALLEST_VGG = 32  # five poolings halve it to 1
+_INCEPTION_SIZE = 299
+_BATCH = 64
+
+
+class FeaturesError(ValueError):
+    """Features that cannot be made: one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Images to features, and all that a number taken in them has to be told with."""
+
+    name: str
+    protocol: str
+    digest: str  # sha256 over the weights' names, shapes and bytes; "no weights" where there are none
+    size: int
+    compute: Callable[[Tensor], Tensor]  # images_NCHW in 0..1, float32, to features_NF
+
+    @torch.inference_mode()
+    def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """features_NF, float32, of uint8 images."""
+        batches = []
+        for start in range(0, len(images_NHWC), _BATCH):
+            images_BHWC = torch.from_numpy(np.ascontiguousarray(images_NHWC[start : start + _BATCH]))
+            batches.append(self.compute(images_BHWC.permute(0, 3, 1, 2).float() / 255.0).float().numpy())
+        features_NF: np.ndarray = np.concatenate(batches)
+        return features_NF
+
+
+def make(name: str, image_shape: tuple[int, int, int], weights: bytes | None = None) -> Features:
+    """The features of that name for images of that height, width and channels.
+
+    Args:   weights: a safetensors file's bytes: of `inception`, the state dict of torchvision's inception_v3; of
+                     `classifier`, that of a Classifier.
+    Raises: FeaturesError if there is no such name, or the weights are missing or another network's.
+    """
+    if name == "pixels":
+        height, width, channels = image_shape
+        return Features(name, "pixels in 0..1, flattened", "no weights", height * width * channels, _flatten)
+    if name == "vgg16-random":
+        return _vgg16_random()
+    if name == "classifier":
+        return _classifier(image_shape, weights)
+    if name == "inception":
+        return _inception(weights)
+    raise FeaturesError(f"features {name!r}; there are {', '.join(NAMES)}")
+
+
+def _flatten(images_NCHW: Tensor) -> Tensor:
+    return images_NCHW.permute(0, 2, 3, 1).flatten(1)  # H, W, C, as stored
+
+
+def _vgg16_random() -> Features:
+    """Source: Naeem et al. 2020, arXiv:2002.09797, for random VGG-16 features; the sizes here are our own.
+
+    64 outputs of fc2, not 4,096: a covariance needs more images than features, also a single class's. Images are not
+    enlarged to 224 x 224, which would cost 49 times the 32 x 32 ones' time and add nothing to them.
+    """
+    from torchvision.models import vgg16  # seconds to import, and only this network needs it
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        network = vgg16(weights=None)
+        head = nn.Linear(4096, VGG_FEATURES)
+        nn.init.normal_(head.weight, 0.0, 0.01)  # as torchvision's own linear layers
+        nn.init.zeros_(head.bias)
+    network.classifier = nn.Sequential(network.classifier[0], nn.ReLU(), head)
+    network.eval()
+
+    def compute(images_NCHW: Tensor) -> Tensor:
+        x = _three_channels(images_NCHW) * 2.0 - 1.0
+        short = [max(0, _SMALLEST_VGG - size) for size in (x.shape[3], x.shape[2])]
+        edges = [short[0] // 2, short[0] - short[0] // 2, short[1] // 2, short[1] - short[1] // 2]
+        features_NF: Tensor = network(nn.functional.pad(x, edges, mode="replicate"))
+        return features_NF
+
+    protocol = (
+        f"torchvision's vgg16, its own initialisation from seed {SEED}, fc2 with {VGG_FEATURES} outputs before its "
+        f"ReLU; pixels in -1..1, grey repeated as RGB; no resizing, but edges repeated up to {_SMALLEST_VGG} pixels"
+    )
+    return Features("vgg16-random", protocol, _digest(network), VGG_FEATURES, compute)
+
+
+def _classifier(image_shape: tuple[int, int, int], weights: bytes | None) -> Features:
+    if weights is None:
+        raise FeaturesError("features classifier: no weights; it has to be trained first")
+    state = load_safetensors(weights)
+    network = Classifier(image_shape[0], image_shape[2], len(state["head.1.bias"]))
+    network.load_state_dict(state)
+    network.eval()
+
+    def compute(images_NCHW: Tensor) -> Tensor:
+        features_NF: Tensor = network.features(images_NCHW * 2.0 - 1.0)
+        return features_NF
+
+    protocol = f"last hidden layer of a classifier trained on the real dataset: {classifier.PROTOCOL}"
+    return Features("classifier", protocol, _digest(network), classifier.FEATURES, compute)
+
+
+def _inception(weights: bytes | None) -> Features:
+    """Source: Heusel et al. 2017, arXiv:1706.08500, for the layer. Their weights and resizing are other ones."""
+    if weights is None:
+        raise FeaturesError(
+            "features inception: no weights; give torchvision's inception_v3 as a safetensors file, "
+            "or take vgg16-random, which needs none"
+        )
+    from torchvision.models import inception_v3  # seconds to import, and only this network needs it
+
+    network = inception_v3(weights=None, aux_logits=False, init_weights=False, transform_input=False)
+    network.fc = nn.Identity()
+    try:
+        state = load_safetensors(weights)
+        state = {name: value for name, value in state.items() if not name.startswith(("AuxLogits.", "fc."))}
+        network.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise FeaturesError(
+            "features inception: the weights are not torchvision's inception_v3 as safetensors "
+            f"({str(error).splitlines()[0][:120]}); vgg16-random needs none"
+        ) from error
+    network.eval()
+
+    def compute(images_NCHW: Tensor) -> Tensor:
+        x = _three_channels(images_NCHW) * 2.0 - 1.0
+        size = (_INCEPTION_SIZE, _INCEPTION_SIZE)
+        features_NF: Tensor = network(nn.functional.interpolate(x, size, mode="bilinear", antialias=True))
+        return features_NF
+
+    protocol = (
+        "torchvision's inception_v3, the user's weights, pool3; pixels in -1..1, grey repeated as RGB; resized to "
+        f"{_INCEPTION_SIZE} x {_INCEPTION_SIZE}, bilinear, antialiased; published FIDs have other weights"
+    )
+    return Features("inception", protocol, _digest(network), 2048, compute)
+
+
+def _three_channels(images_NCHW: Tensor) -> Tensor:
+    return images_NCHW.expand(-1, 3, -1, -1)
+
+
+def _digest(network: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.contiguous().numpy())  # no copy: a layer of VGG-16 has 411 MB
+    return found.hexdigest()

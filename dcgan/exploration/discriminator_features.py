@@ -1,0 +1,78 @@
+"""What a discriminator has learnt, as features: N images, L convolution layers of C_l channels, F features.
+
+Source: Radford et al. 2015, arXiv:1511.06434, sec. 5: all layers' activations, max-pooled to a 4x4 grid, in one vector.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from dcgan.evaluation.features import Features, FeaturesError
+from dcgan.families.networks import Discriminator, JoinClass, NetworkConfig, Projection
+
+GRID = 4
+
+
+def discriminator_features(discriminator: Discriminator, name: str, what: str) -> Features:
+    """A discriminator's features. `what`: where its weights come from, in words, for the protocol.
+
+    Raises: FeaturesError for a network without convolutions.
+    """
+    blocks = convolution_blocks(discriminator)
+    size = sum(_channels(block) for block in blocks) * GRID**2
+
+    def compute(images_NCHW: Tensor) -> Tensor:
+        x, pooled = images_NCHW * 2.0 - 1.0, []
+        for block in blocks:
+            x = block(x)
+            pooled.append(nn.functional.adaptive_max_pool2d(x, GRID).flatten(1))
+        return torch.cat(pooled, 1)
+
+    blind = any(isinstance(layer, JoinClass) for block in blocks for layer in block)
+    protocol = (
+        f"{what}; activations of its {len(blocks)} convolution layers after norm and rectifier, in eval mode"
+        f"{' and told no class' * blind}, each max-pooled to {GRID} x {GRID}, flattened and joined"
+    )
+    return Features(name, protocol, _digest(discriminator), size, compute)
+
+
+def convolution_blocks(discriminator: Discriminator) -> list[nn.Sequential]:
+    """A discriminator's convolutions in eval mode, each with the norm and the rectifier that follow it.
+
+    Where the class is joined to what goes into them, they are given none: one-hot channels of 0.
+
+    Raises: FeaturesError for a network without convolutions.
+    """
+    found: list[list[nn.Module]] = []
+    begun = False
+    for layer in discriminator.eval().layers:
+        if isinstance(layer, Projection):  # fully connected from here on
+            break
+        if isinstance(layer, JoinClass | nn.Conv2d) and not begun:
+            found.append([])
+        begun = isinstance(layer, JoinClass)
+        if found:
+            found[-1].append(layer)
+    if not found or discriminator.config.network == "gan":  # whose 1x1 convolutions are fully connected layers
+        raise FeaturesError(f"a {discriminator.config.network} network has no convolutions to look at")
+    return [nn.Sequential(*layers) for layers in found]
+
+
+def untrained(config: NetworkConfig, seed: int) -> Discriminator:
+    """A discriminator of that shape as training begins with one: weights by seed, norms that change nothing yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Discriminator(config).eval()
+
+
+def _channels(block: nn.Sequential) -> int:
+    return next(layer.out_channels for layer in block if isinstance(layer, nn.Conv2d))
+
+
+def _digest(discriminator: Discriminator) -> str:
+    found = hashlib.sha256()
+    for name, value in sorted(discriminator.layers.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.contiguous().numpy())
+    return found.hexdigest()

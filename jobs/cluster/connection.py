@@ -1,0 +1,200 @@
+"""Ray: start it on this machine or join the cluster at hand, wait for room, and ask a worker what it computes with."""
+
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from dcgan import numerics
+from dcgan.numerics import Arithmetic
+from jobs.cluster.failures import WorkersLostError, in_a_line
+from jobs.cluster.process import _quiet_core
+from jobs.command import signals
+from jobs.command.settings import WAIT_S, LostWorkError, UsageError
+
+# After so long a cluster that has room for the workers is busy, and the user is told.
+_BUSY_S = 5.0
+# Below it Ray may not start: its first logs and sockets take some MB, and it says no more than that it took too long.
+_LEAST_FREE_BYTES = 100 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The workers of a job: how many, and what each holds."""
+
+    workers: int
+    gpus_per_worker: float
+
+    def bundle(self) -> dict[str, float]:
+        """What each worker holds, in Ray's words."""
+        return {"CPU": 1.0, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
+
+
+def connect(
+    workers: int | None, device: str, gpus_per_worker: float = 1.0, verbose: bool = False, wait_s: float = WAIT_S
+) -> Pool:
+    """Join the cluster that RAY_ADDRESS names (a submitted job's own, for one), or start Ray on this machine.
+
+    A process that is connected already stays so. When this returns, there was room for one worker.
+
+    Args:   workers: None for as many as there is room for. wait_s: how long a cluster is waited for, if it has no room.
+    Raises: LostWorkError if Ray does not start, or no cluster answers. UsageError and LostWorkError as wait_for_room.
+    """
+    if not ray.is_initialized():
+        _start(workers or 1, verbose)
+    ray.data.DataContext.get_current().enable_progress_bars = verbose
+    gpus = device == "cuda" or (device == "auto" and any(node["Resources"].get("GPU") for node in nodes()))
+    pool = Pool(workers or 1, gpus_per_worker if gpus else 0.0)
+    wait_for_room(pool.bundle(), 1, wait_s)
+    return Pool(workers or max(1, room_for(pool.bundle())), pool.gpus_per_worker)
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes that are alive; Ray lists the dead ones too."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def threads(workers: int) -> int:
+    """How many CPUs each of some training workers gets: its share of the only node, or one."""
+    alive = nodes()
+    return max(1, int(alive[0]["Resources"].get("CPU", 1)) // workers) if len(alive) == 1 else 1
+
+
+def room_for(bundle: Mapping[str, float]) -> int:
+    """How many workers that hold such a bundle the cluster's nodes have room for, if nothing else runs on them."""
+    slack = 1e-6  # 1 / 0.1 shares of a GPU are 10
+    return sum(min(int(node["Resources"].get(k, 0.0) / n + slack) for k, n in bundle.items()) for node in nodes())
+
+
+def wait_for_room(bundle: Mapping[str, float], workers: int, wait_s: float) -> None:
+    """Have room for so many workers that hold such a bundle each. Where Ray was started here, there is or there is not.
+
+    On a cluster that was joined, an autoscaler may bring nodes, and other jobs end. A placement group waits: the one
+    thing that asks an autoscaler for all of it at once, and that knows whether it is free. It is gone before the
+    workers come, which find the nodes still there.
+
+    Raises: UsageError if there are no such nodes, LostWorkError if they are taken, after `wait_s`.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        if room_for(bundle) < workers:
+            raise UsageError(_no_room(bundle, workers, "this machine"))
+        return
+    group = placement_group([dict(bundle)] * workers)
+    try:
+        why = _no_room(bundle, workers, "the cluster")
+        if room_for(bundle) >= workers:
+            if group.wait(_BUSY_S):
+                return
+            why = f"{_in_words(bundle, workers)}: the cluster is busy"
+        if wait_s:
+            print(f"{why}; waiting {wait_s:,.0f} s for room (--wait-s)", file=sys.stderr, flush=True)
+        if group.wait(wait_s):
+            return
+    finally:
+        remove_placement_group(group)
+    if room_for(bundle) < workers:
+        raise UsageError(_no_room(bundle, workers, "the cluster"))
+    raise LostWorkError(
+        f"{_in_words(bundle, workers)}: the cluster was busy for {wait_s:,.0f} s; start the same command when it is "
+        "not, or with a longer --wait-s"
+    )
+
+
+def _no_room(bundle: Mapping[str, float], workers: int, where: str) -> str:
+    room = room_for(bundle)
+    if room:
+        todo = f"use --workers {room}"
+    else:
+        todo = "use --device cpu, or less of a GPU a worker" if "GPU" in bundle else "add a node"
+    return f"{_in_words(bundle, workers)}: {where} has room for {room or 'none'}; {todo}"
+
+
+def _in_words(bundle: Mapping[str, float], workers: int) -> str:
+    """`2 workers of 1 CPU and 1 GPU each`."""
+    held = " and ".join(f"{n:g} {k}{'s' * (n > 1)}" for k, n in bundle.items())
+    return f"a worker of {held}" if workers == 1 else f"{workers} workers of {held} each"
+
+
+def _start(workers: int, verbose: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "1" if os.environ.get("RAY_ADDRESS") else "0")
+    quiet: dict[str, Any] = {} if verbose else {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not verbose:
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # its errors are raised too, and told in a line
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        _quiet_core()
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(**quiet)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, workers),  # more workers than cores are slow, not impossible
+                object_store_memory=256 << 20,
+                include_dashboard=False,
+                **quiet,
+            )
+    except Exception as error:  # of many kinds; where its start takes longer than its 30 s, a plain Exception
+        what, todo = "Ray did not start on this machine", "mend that, or wait until the machine is less busy"
+        if address:
+            what, todo = f"no Ray cluster at RAY_ADDRESS={address}", "check the address and the token"
+        else:
+            todo = _short_of_disk() or todo
+        why = in_a_line(error).rstrip(".")
+        raise LostWorkError(f"{what}: {why}; {todo}; then start the same command again") from error
+    finally:
+        signals.arm_again()  # Ray has handlers of its own
+
+
+def _short_of_disk() -> str:
+    """What to do where Ray's temporary folder has no space left: Ray does not say that."""
+    place = (
+        os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    )  # not tempfile's, which leaves a full one
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:
+        return ""
+    if free >= _LEAST_FREE_BYTES:
+        return ""
+    return f"{place} has {free / 1e6:,.0f} MB free: make room there, or set RAY_TMPDIR to a folder that has some"
+
+
+def probe(
+    pool: Pool,
+    precision: str,
+    fingerprint: Callable[[Arithmetic], dict[str, str]] = numerics.fingerprint,
+) -> tuple[Arithmetic, dict[str, str]]:
+    """What a worker of the pool computes with, and its fingerprint: the driver's machine may be another kind.
+
+    Raises: UsageError if Ray has GPUs and torch has not. WorkersLostError if the worker dies.
+    """
+
+    def look() -> tuple[Arithmetic, dict[str, str]] | str:
+        if pool.gpus_per_worker and not torch.cuda.is_available():
+            return f"torch {torch.__version__} sees none on node {socket.gethostname()}"
+        chosen = numerics.choose(precision, "cuda" if pool.gpus_per_worker else "cpu")
+        return chosen, fingerprint(chosen)
+
+    if len(nodes()) == 1 and not pool.gpus_per_worker:
+        found = look()  # workers run on this machine, and starting one takes seconds
+    else:
+        try:
+            found = ray.get(ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(look).remote())
+        except RayError as error:
+            raise WorkersLostError(f"a worker that was to say what it computes with: {in_a_line(error)}") from error
+    if isinstance(found, str):
+        raise UsageError(
+            f"Ray gives workers a GPU, but {found}; use --device cpu, or install a torch for that GPU's driver"
+        )
+    return found

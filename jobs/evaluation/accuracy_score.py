@@ -1,0 +1,126 @@
+"""Classifiers on Ray: one a dataset that is compared, trained on it and tested on real images.
+
+An actor trains one from the loader's shuffled batches, on one core: its weights do not depend on the workers.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from dcgan import model_files
+from dcgan.evaluation import classifier
+from jobs.cluster import actor_pool
+from jobs.cluster.connection import Pool
+from jobs.command.settings import LostWorkError
+from jobs.evaluation.feature_pass import PARTS
+from pipelines.dataset import checked_file, claim, reader, selection
+from pipelines.dataset.shards import CorruptError
+from pipelines.loading import loader, order
+from pipelines.storage.folder import Folder
+
+_SHUFFLE = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one classifier learns from, and what it is tested on: the same lesson gives the same files."""
+
+    trained: str  # URLs of sealed datasets, with their roots
+    trained_root: str
+    tested: str
+    tested_root: str
+    classes: int
+    images: int  # seen in training, over all epochs
+    seed: int
+    selection: str | None = None  # the URL of what is taken of `trained`, and its digest
+    selected: str | None = None
+
+    @property
+    def name(self) -> str:
+        key = claim.canonical({**asdict(self), "what": classifier.PROTOCOL})
+        return f"{PARTS}/{hashlib.sha256(key).hexdigest()[:16]}"
+
+    @property
+    def weights(self) -> str:
+        return f"{self.name}-weights.safetensors"
+
+    @property
+    def answers(self) -> str:
+        return f"{self.name}-answers.safetensors"
+
+
+class Teach:
+    """An actor's work: one lesson a call."""
+
+    def __init__(self, lessons: Sequence[Lesson], output: str) -> None:
+        self.lessons, self.output = lessons, Folder(output)
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        lesson = self.lessons[shard]
+        folder = Folder(lesson.trained)
+        index = selection.open_through(folder, lesson.selection)
+        counts = tuple(record.samples for record in index.shards)
+        plan = order.make_plan(counts, min(classifier.BATCH, index.samples), _SHUFFLE, lesson.seed)
+        batches = loader.batches(folder, index, plan, 0, 1, 0)
+        steps = max(1, lesson.images // plan.batch)
+        learnt = classifier.train(
+            index.image_shape,
+            lesson.classes,
+            ((batch.images_BHWC, batch.labels_B) for batch in batches),
+            steps,
+            lesson.seed,
+        )
+        batches.close()
+        wrong_N = np.concatenate(
+            [classifier.classify(learnt, images_NHWC) != label_N for images_NHWC, label_N in _all(lesson.tested)]
+        )
+        weights = model_files.to_bytes(learnt.state_dict())
+        self.output.write(lesson.weights, weights)
+        answers = {"wrong": wrong_N, "weights": _sha256(weights)}
+        checked_file.write(self.output, lesson.answers, save(answers))  # last: with it the lesson is over
+        return {}
+
+
+def teach(lessons: Mapping[str, Lesson], output: Folder, pool: Pool) -> dict[str, np.ndarray]:
+    """wrong_N of every lesson: which of the tested images got a wrong label. Weights lie in the output's parts.
+
+    Raises: LostWorkError with the first lesson that failed.
+    """
+    ordered = list(lessons.values())
+    there = output.list(PARTS)
+    missing = [n for n, lesson in enumerate(ordered) if lesson.answers.rpartition("/")[2] not in there]
+    if missing:
+        names = " and ".join(lessons)
+        print(f"evaluate: training classifiers on {names}, {ordered[0].images:,} images each", flush=True)
+    arguments = {"lessons": ordered, "output": output.url}
+    bad = [done for done in actor_pool.map_shards(Teach, arguments, missing, pool) if done.error]
+    if bad:
+        raise LostWorkError(f"the classifier of {ordered[bad[0].shard].trained} was not trained: {bad[0].error}")
+    return {role: _answers(output, lesson) for role, lesson in lessons.items()}
+
+
+def _answers(output: Folder, lesson: Lesson) -> np.ndarray:
+    """Which images a lesson's classifier got wrong. Raises CorruptError if its weights are not those that answered."""
+    answers = load(checked_file.read(output, lesson.answers))
+    if not np.array_equal(_sha256(output.read(lesson.weights)), answers["weights"]):
+        raise CorruptError(
+            f"{output}/{lesson.weights}: changed since they were written; delete {output}/{PARTS} and start the same "
+            "command again"
+        )
+    wrong_N: np.ndarray = answers["wrong"]
+    return wrong_N
+
+
+def _sha256(data: bytes) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+
+
+def _all(url: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    folder = Folder(url)
+    index = reader.open_sealed(folder)
+    for record in index.shards:
+        yield from loader.in_order(folder, index, record, 512)

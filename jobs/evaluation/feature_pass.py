@@ -1,0 +1,215 @@
+"""A pass over the shards of the datasets that are compared: features, their sums, a sample of them, and what they say
+of the test images by nearest neighbour.
+
+An actor takes a group of consecutive shards and leaves a small file, whose size does not depend on how many images the
+group holds; the driver adds the files up, always in the same order, so that no number depends on the workers.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from dcgan.evaluation import features
+from dcgan.evaluation.distances import Answers, NearestNeighbour, Sums
+from jobs.cluster import actor_pool
+from jobs.cluster.connection import Pool
+from jobs.command.progress import Progress
+from jobs.command.settings import LostWorkError
+from pipelines.dataset import checked_file, selection
+from pipelines.dataset.layout import Index
+from pipelines.loading import loader
+from pipelines.storage.folder import Folder
+
+PARTS = "parts"
+ROLES = ("real", "fake", "holdout")
+# A group's file holds F x F sums and is 34 MB in Inception's features: few enough to be added up in no time.
+MAX_GROUPS = 32
+MAX_SUMMED = 4096  # features; of more there are no sums: F x F would be 134 MB and grows with the square
+MAX_CLASS_SUMS = 1 << 24  # numbers in all classes' F x F: 134 MB
+_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured: the same plan gives the same files."""
+
+    urls: Mapping[str, str]  # by role
+    features: str
+    weights: str | None  # the URL of the features' weights, if they have any
+    images: int
+    seed: int
+    classes: int  # 0: labels are not looked at
+    selections: Mapping[str, str] = field(default_factory=dict)  # URL by role, for those that have one
+
+    @property
+    def tested(self) -> str | None:
+        """The dataset whose drawn images are classified by nearest neighbour; it has to be gathered before the rest."""
+        if not self.classes:
+            return None
+        return "holdout" if "holdout" in self.urls else "real"
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A dataset's sums, over all images, and the features of those that were drawn."""
+
+    sums: Sums
+    class_sums: tuple[Sums, ...]  # empty where there would be too many numbers
+    features_NF: np.ndarray
+    label_N: np.ndarray  # -1 without classes
+    position_N: np.ndarray  # among all images of the dataset
+    answers: Answers  # of all its images, to the drawn ones of the tested dataset; none for that one itself
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some consecutive shards of one dataset; `first` is the position of their first image."""
+
+    role: str
+    shards: range
+    first: int
+
+
+class GatherGroup:
+    """An actor's work: one group a call."""
+
+    def __init__(self, plan: Plan, output: str, key: str) -> None:
+        self.plan, self.output, self.key = plan, Folder(output), key
+        self.folders = {role: Folder(url) for role, url in plan.urls.items()}
+        self.indexes = {
+            role: selection.open_through(folder, plan.selections.get(role)) for role, folder in self.folders.items()
+        }
+        self.groups = groups(self.indexes)
+        self.features = features.make(plan.features, self.indexes["real"].image_shape, read_weights(plan.weights))
+        self.classifier: NearestNeighbour | None = None
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        group = self.groups[shard]
+        folder, index = self.folders[group.role], self.indexes[group.role]
+        drawn = draw(group.role, index, self.plan)
+        summed = self.features.size if self.features.size <= MAX_SUMMED else 0
+        sums = [Sums.none(summed) for _ in range(1 + self.class_sums(summed))]
+        kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        test = self.test(group.role)
+        answers = Answers.none(test.tests if test else 0)
+        position = group.first
+        for number in group.shards:
+            for images_NHWC, label_N in loader.in_order(folder, index, index.shards[number], _BATCH):
+                found_NF = self.features(images_NHWC)
+                sums[0] = sums[0] + Sums.of(found_NF[:, :summed])
+                if test:
+                    answers += test.answers(found_NF, label_N)
+                for label in np.unique(label_N[label_N >= 0]) if len(sums) > 1 else ():
+                    sums[1 + label] = sums[1 + label] + Sums.of(found_NF[label_N == label])
+                start, stop = np.searchsorted(drawn, (position, position + len(label_N)))
+                chosen = drawn[start:stop] - position
+                kept.append((found_NF[chosen], label_N[chosen], drawn[start:stop]))
+                position += len(label_N)
+        checked_file.write(self.output, part_name(self.key, shard), _pack(sums, kept, answers, self.features.size))
+        return {"images": position - group.first}
+
+    def test(self, role: str) -> NearestNeighbour | None:
+        """What classifies the tested dataset's images by those of another one; None for that one itself."""
+        if role == self.plan.tested or self.plan.tested is None:
+            return None
+        if self.classifier is None:
+            tested = _add(self.groups, self.plan.tested, self.output, self.key)
+            self.classifier = NearestNeighbour(tested.features_NF)
+        return self.classifier
+
+    def class_sums(self, summed: int) -> int:
+        """For how many classes sums are taken: all or none."""
+        return self.plan.classes if 0 < self.plan.classes * summed**2 <= MAX_CLASS_SUMS else 0
+
+
+def groups(indexes: Mapping[str, Index]) -> list[Group]:
+    """All groups of all datasets: a function of the datasets alone."""
+    found = []
+    for role, index in indexes.items():
+        before = np.cumsum([0, *(record.samples for record in index.shards)])
+        number = min(MAX_GROUPS, len(index.shards))
+        bounds = [len(index.shards) * n // number for n in range(number + 1)]
+        for start, stop in itertools.pairwise(bounds):
+            found.append(Group(role, range(start, stop), int(before[start])))
+    return found
+
+
+def draw(role: str, index: Index, plan: Plan) -> np.ndarray:
+    """The positions of a dataset's drawn images, in order: `images` of them, or all if there are no more."""
+    rng = np.random.default_rng([plan.seed, ROLES.index(role)])
+    drawn: np.ndarray = np.sort(rng.choice(index.samples, min(plan.images, index.samples), replace=False))
+    return drawn
+
+
+def read_weights(url: str | None) -> bytes | None:
+    if url is None:
+        return None
+    parent, _, name = url.rpartition("/")
+    return Folder(parent or "/").read(name)
+
+
+def gather(plan: Plan, indexes: Mapping[str, Index], output: Folder, key: str, pool: Pool) -> dict[str, Gathered]:
+    """Every dataset's sums and sample. Groups whose files an earlier start left are not done again.
+
+    Raises: LostWorkError with the first group that failed.
+    """
+    planned = groups(indexes)
+    there = output.list(PARTS)
+    missing = [n for n in range(len(planned)) if part_name(key, n).rpartition("/")[2] not in there]
+    first = [n for n in missing if planned[n].role == plan.tested]
+    arguments = {"plan": plan, "output": output.url, "key": key}
+    bad, count = [], 0
+    with Progress("evaluate", sum(index.samples for index in indexes.values()), "images") as progress:
+        for numbers in (first, sorted({*missing} - {*first})):
+            for done in actor_pool.map_shards(GatherGroup, arguments, numbers, pool):
+                if done.error:
+                    bad.append(done)
+                count += done.result.get("images", 0)
+                progress.update(count)
+            if bad:
+                raise LostWorkError(f"{len(bad)} groups of shards could not be measured; the first: {bad[0].error}")
+    return {role: _add(planned, role, output, key) for role in indexes}
+
+
+def part_name(key: str, number: int) -> str:
+    return f"{PARTS}/{key}-{number:05d}.safetensors"
+
+
+def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> Gathered:
+    """A dataset's files added up, one after another."""
+    sums: list[Sums] = []
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    answers: Answers | None = None
+    for number in [number for number, group in enumerate(planned) if group.role == role]:
+        part = load(checked_file.read(output, part_name(key, number)))
+        more = [Sums(int(n), t, o) for n, t, o in zip(part["count"], part["total"], part["outer"], strict=True)]
+        sums = [a + b for a, b in zip(sums, more, strict=True)] if sums else more
+        kept.append((part["features"], part["label"], part["position"]))
+        said = Answers(part["answer_distance"], part["answer_label"])
+        answers = said if answers is None else answers + said
+    assert answers is not None, "a sealed dataset has a shard"
+    features_NF, label_N, position_N = (np.concatenate(columns) for columns in zip(*kept, strict=True))
+    return Gathered(sums[0], tuple(sums[1:]), features_NF, label_N, position_N, answers)
+
+
+def _pack(
+    sums: Sequence[Sums], kept: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], answers: Answers, size: int
+) -> bytes:
+    nothing = (np.zeros((0, size), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    features_NF, label_N, position_N = (np.concatenate(columns) for columns in zip(nothing, *kept, strict=True))
+    return save(
+        {
+            "count": np.array([one.count for one in sums], np.int64),
+            "total": np.stack([one.total_F for one in sums]),
+            "outer": np.stack([one.outer_FF for one in sums]),
+            "features": features_NF,
+            "label": label_N,
+            "position": position_N,
+            "answer_distance": answers.distance_M,
+            "answer_label": answers.label_M,
+        }
+    )

@@ -1,0 +1,193 @@
+"""What the gathered features say: one row a number, each with how many images it was taken from. No Ray, no storage."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from dcgan.evaluation.distances import NEIGHBOURS, Sums, frechet_distance, kernel_distance, manifold, nearest
+from jobs.evaluation.feature_pass import Gathered
+
+FEWEST = 4 * NEIGHBOURS  # images: a half has twice as many as the neighbours that are looked at
+CLOSE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One number. `of` and `against` are roles; `label` is a class, or None for all of them."""
+
+    measure: str
+    of: str
+    against: str
+    label: int | None
+    value: float | None  # None: not taken; `note` says why
+    spread: float | None  # standard deviation over the random halves
+    n_of: int
+    n_against: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Drawn images: features_NF and label_N."""
+
+    features_NF: np.ndarray
+    label_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def half(self, rng: np.random.Generator) -> "Sample":
+        chosen = rng.permutation(len(self))[: len(self) // 2]
+        return Sample(self.features_NF[chosen], self.label_N[chosen])
+
+    def of_class(self, label: int | None) -> "Sample":
+        if label is None:
+            return self
+        return Sample(self.features_NF[self.label_N == label], self.label_N[self.label_N == label])
+
+
+Name = tuple[str, str, str, int | None]  # measure, of, against, label
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """How a classifier that was trained on one dataset did on another's images."""
+
+    measure: str
+    trained: str
+    tested: str
+    n_trained: int
+    counted_N: np.ndarray  # bool by tested image; the measure is the share of True
+    note: str
+
+    def row(self, repeats: int, rng: np.random.Generator) -> Row:
+        size = len(self.counted_N)
+        halves = [float(self.counted_N[rng.permutation(size)[: size // 2]].mean()) for _ in range(repeats)]
+        spread = float(np.std(np.array(halves), ddof=1))
+        value = float(self.counted_N.mean())
+        return Row(self.measure, self.trained, self.tested, None, value, spread, self.n_trained, size, self.note)
+
+
+def nearest_neighbour_exams(gathered: Mapping[str, Gathered], tested: str) -> list[Exam]:
+    """1-nearest-neighbour classification of the tested dataset's drawn images by all images of each other one."""
+    label_M = gathered[tested].label_N
+    note = f"share of wrong labels; trained on all images of {{}}, tested on drawn ones of {tested}"
+    return [
+        Exam("nearest_neighbour_error", role, tested, one.sums.count, one.answers.label_M != label_M, note.format(role))
+        for role, one in gathered.items()
+        if len(one.answers.label_M)
+    ]
+
+
+def rows(
+    gathered: Mapping[str, Gathered], classes: int, repeats: int, seed: int, exams: Sequence[Exam] = ()
+) -> list[Row]:
+    """All numbers. A half of n images is as noisy around its n as n images are around all: hence the spread."""
+    samples = {role: Sample(one.features_NF, one.label_N) for role, one in gathered.items()}
+    values = _measure(samples, classes)
+    rng = np.random.default_rng([seed, len(gathered)])
+    halves = [_measure({role: one.half(rng) for role, one in samples.items()}, classes) for _ in range(repeats)]
+    found = []
+    for name, (value, note) in values.items():
+        measure, of, against, label = name
+        drawn = [half[name][0] for half in halves if half[name][0] is not None]
+        spread = float(np.std(np.array(drawn, np.float64), ddof=1)) if 1 < len(drawn) == repeats else None
+        counts = [len(samples[role].of_class(label)) for role in (of, against)]
+        row = Row(measure, of, against, label, value, spread, counts[0], counts[1], note)
+        found.append(_of_all_images(row, gathered) if measure == "frechet_distance" else row)
+    return found + [exam.row(repeats, rng) for exam in exams]
+
+
+def _measure(samples: Mapping[str, Sample], classes: int) -> dict[Name, tuple[float | None, str]]:
+    """Everything that a sample says: value and note by name. The same names for every sample."""
+    real = samples["real"]
+    others = [role for role in ("fake", "holdout") if role in samples]
+    found: dict[Name, tuple[float | None, str]] = {}
+    for role, label in product(others, [None, *range(classes)]):
+        against, of = real.of_class(label), samples[role].of_class(label)
+        for measure, result in _fidelity(against, of).items():
+            found[measure, role, "real", label] = result
+    return found | _closeness(samples)
+
+
+def _fidelity(real: Sample, other: Sample) -> dict[str, tuple[float | None, str]]:
+    if min(len(real), len(other)) <= 2 * NEIGHBOURS - 1:
+        few = (None, f"not taken: fewer than {2 * NEIGHBOURS} images drawn")
+        return dict.fromkeys(("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"), few)
+    size = real.features_NF.shape[1]
+    frechet: tuple[float | None, str] = (None, "")
+    if min(len(real), len(other)) > size:
+        frechet = frechet_distance(Sums.of(real.features_NF), Sums.of(other.features_NF)), ""
+    found = manifold(real.features_NF, other.features_NF)
+    return {
+        "frechet_distance": frechet,
+        "kernel_distance": (kernel_distance(real.features_NF, other.features_NF), ""),
+        "precision": (found.precision, ""),
+        "recall": (found.recall, ""),
+        "density": (found.density, ""),
+        "coverage": (found.coverage, ""),
+    }
+
+
+def _closeness(samples: Mapping[str, Sample]) -> dict[Name, tuple[float | None, str]]:
+    """How near images lie to their nearest neighbour: copies of training images would lie nearer than unseen ones."""
+    distances = nearest_distances(samples)
+    found: dict[Name, tuple[float | None, str]] = {}
+    for (of, against), distance_N in distances.items():
+        note = "to another image of the same set" if of == against else ""
+        found["nearest_distance", of, against, None] = (float(np.median(distance_N)), f"median {note}".strip())
+    unseen = "holdout" if "holdout" in samples else "real"
+    bound = float(np.quantile(distances[unseen, "real"], CLOSE))
+    share = float((distances["fake", "real"] < bound).mean())
+    note = f"share nearer than the nearest {CLOSE:.0%} of {unseen} to real; {CLOSE} if nothing was copied"
+    found["too_close", "fake", "real", None] = (share, note)
+    found["too_alike", "fake", "fake", None] = _alike(samples["real"], samples["fake"])
+    return found
+
+
+def _alike(real: Sample, fake: Sample) -> tuple[float, str]:
+    """Of as many of either, since more images lie nearer to one another."""
+    count = min(len(real), len(fake))
+    rng = np.random.default_rng(count)
+    real_N, fake_N = (nearest(one.features_NF[rng.permutation(len(one))[:count]])[0] for one in (real, fake))
+    note = f"share nearer to another one than the nearest {CLOSE:.0%} of real ones are; {count:,} images of either"
+    return float((fake_N < np.quantile(real_N, CLOSE)).mean()), note
+
+
+def nearest_distances(samples: Mapping[str, Sample]) -> dict[tuple[str, str], np.ndarray]:
+    """distance_N of each image of one set to its nearest in another, or to its nearest other one in the same."""
+    real = samples["real"].features_NF
+    found = {(role, "real"): nearest(real, one.features_NF)[0] for role, one in samples.items() if role != "real"}
+    return {
+        **found,
+        ("real", "real"): nearest(real)[0],
+        ("fake", "fake"): nearest(samples["fake"].features_NF)[0],
+    }
+
+
+def _of_all_images(row: Row, gathered: Mapping[str, Gathered]) -> Row:
+    """The Fréchet distance from the sums over all images, where there are sums and images enough."""
+    of, against = (_sums(gathered[role], row.label) for role in (row.of, row.against))
+    if of is None or against is None or not len(of.total_F):
+        return replace(row, value=None, spread=None, note="not taken: too many features for F x F sums")
+    row = replace(row, n_of=of.count, n_against=against.count)
+    size = len(of.total_F)
+    if min(of.count, against.count) <= size:
+        note = f"not taken: it needs more images than there are features ({size})"
+        return replace(row, value=None, spread=None, note=note)
+    return replace(row, value=frechet_distance(against, of), note="of all images; spread of those drawn")
+
+
+def _sums(gathered: Gathered, label: int | None) -> Sums | None:
+    if label is None:
+        return gathered.sums
+    return gathered.class_sums[label] if gathered.class_sums else None
+
+
+def closest(real: Gathered, fake: Gathered, number: int) -> list[tuple[float, int, int]]:
+    """The closest pairs: distance, and the positions of the fake and of its nearest real image in their datasets."""
+    distance_N, nearest_N = nearest(real.features_NF, fake.features_NF)
+    order = np.argsort(distance_N, kind="stable")[:number]
+    return [(float(distance_N[i]), int(fake.position_N[i]), int(real.position_N[nearest_N[i]])) for i in order]

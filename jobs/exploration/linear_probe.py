@@ -1,0 +1,157 @@
+"""How much of the classes a discriminator knows: a linear classifier on its features, beside three simpler ones."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dcgan.evaluation import features
+from dcgan.evaluation.features import Features
+from dcgan.exploration import kmeans_features, linear_svm
+from dcgan.exploration.discriminator_features import discriminator_features, untrained
+from jobs.command.progress import Progress
+from jobs.command.settings import UsageError
+from jobs.exploration.inputs import Subject
+
+_CHUNK = 512
+MAX_FEATURE_BYTES = 4 << 30  # of one kind; the classifier takes five times as much again
+_KEPT_BACK = 6  # without a holdout, one image in so many is tested on
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One classifier's error; with repeats, their mean, and the deviation of one."""
+
+    features: str
+    size: int
+    labels: int
+    error: float
+    low: float
+    high: float
+    interval: str
+    repeats: list[dict[str, Any]]  # error, C, and the error of each C that was tried
+
+
+def explore(
+    subject: Subject, labels: int, repeats: int, centroids: int, tell: Callable[[Line], None]
+) -> dict[str, Any]:
+    """The result as JSON; its lines are told one by one, as they are there.
+
+    Raises: UsageError if there are no classes, or features too many.
+    """
+    train, test = _split(subject)
+    shape = subject.real.index.image_shape
+    lines, described = [], []
+    for make in _kinds(subject, train[0], shape, centroids):
+        kind = make()
+        needed = (len(train[1]) + len(test[1])) * kind.size * 4
+        if needed > MAX_FEATURE_BYTES:
+            raise UsageError(
+                f"--images {subject.limit}: {kind.size:,} features of {len(train[1]) + len(test[1]):,} images take "
+                f"{needed / 1e9:.1f} GB; at most {MAX_FEATURE_BYTES / 1e9:.1f} GB are held: use fewer"
+            )
+        described.append({"name": kind.name, "size": kind.size, "digest": kind.digest, "what": kind.protocol})
+        together_NF = _compute(kind, np.concatenate([train[0], test[0]]))
+        train_NF, test_NF = together_NF[: len(train[0])], together_NF[len(train[0]) :]
+        if labels < len(train[1]):
+            lines.append(_few_labels(kind, train_NF, train[1], test_NF, test[1], labels, repeats, subject.seed))
+            tell(lines[-1])
+        lines.append(_all_labels(kind, train_NF, train[1], test_NF, test[1], subject.seed))
+        tell(lines[-1])
+    protocol = {
+        **subject.protocol(),
+        "trained_on": len(train[1]),
+        "tested_on": len(test[1]),
+        "test": "the holdout" if subject.holdout is not None else f"every {_KEPT_BACK}th image, which D was trained on",
+        "labels_seen_in_training": bool(subject.model.config.num_classes),
+        "features": described,
+        "classifier": linear_svm.PROTOCOL,
+        "chosen": linear_svm.CHOSEN,
+        "few_labels": f"{labels} labels, as many of each class as there are, drawn anew for each of {repeats} repeats",
+    }
+    results = [{name: getattr(line, name) for name in Line.__slots__} for line in lines]
+    return {"format": 1, "protocol": protocol, "results": results}
+
+
+def can(subject: Subject) -> bool:
+    """Whether there are classes to be told."""
+    return bool(subject.real.index.classes) and (
+        subject.holdout_folder is None or subject.holdout is None or bool(subject.holdout.index.classes)
+    )
+
+
+def _split(subject: Subject) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Images and labels to train on, and to test on."""
+    if not can(subject):
+        raise UsageError(f"--what features: {subject.real.folder} or the holdout has no classes to be told")
+    real, holdout = subject.real, subject.holdout
+    if holdout is not None:
+        parts = ((real.images_NHWC, real.label_N), (holdout.images_NHWC, holdout.label_N))
+    else:
+        back = np.arange(len(real)) % _KEPT_BACK == _KEPT_BACK - 1
+        parts = ((real.images_NHWC[~back], real.label_N[~back]), (real.images_NHWC[back], real.label_N[back]))
+    if any(len(np.unique(label_N)) < 2 for _, label_N in parts) or len(parts[0][1]) < 10:
+        raise UsageError("--what features: at least two classes and ten images are needed to tell them apart")
+    return parts
+
+
+def _kinds(
+    subject: Subject, train_NHWC: np.ndarray, shape: tuple[int, int, int], centroids: int
+) -> Iterator[Callable[[], Features]]:
+    """One after another, so that only one kind's features are held."""
+    model, seed = subject.model, subject.seed
+    trained = f"the discriminator of model {subject.digest[:12]}"
+    random = f"a discriminator of the same shape, its weights as training begins with them, from seed {seed}"
+    yield lambda: features.make("pixels", shape)
+    yield lambda: kmeans_features.kmeans_features(kmeans_features.learn(train_NHWC, centroids, seed), shape)
+    yield lambda: discriminator_features(untrained(model.config, seed), "untrained", random)
+    yield lambda: discriminator_features(model.discriminator, "discriminator", trained)
+
+
+def _compute(kind: Features, images_NHWC: np.ndarray) -> np.ndarray:
+    features_NF = np.empty((len(images_NHWC), kind.size), np.float32)
+    with Progress(f"explore: {kind.name}", len(images_NHWC), "images") as progress:
+        for start in range(0, len(images_NHWC), _CHUNK):
+            stop = min(start + _CHUNK, len(images_NHWC))
+            features_NF[start:stop] = kind(images_NHWC[start:stop])
+            progress.update(stop)
+    return features_NF
+
+
+def _all_labels(
+    kind: Features, train_NF: np.ndarray, label_N: np.ndarray, test_NF: np.ndarray, test_label_N: np.ndarray, seed: int
+) -> Line:
+    found = _once(train_NF, label_N, test_NF, test_label_N, seed)
+    low, high = linear_svm.wilson(found["error"], len(test_label_N))
+    interval = "Wilson's 95 % of the test images"
+    return Line(kind.name, kind.size, len(label_N), found["error"], low, high, interval, [found])
+
+
+def _few_labels(
+    kind: Features,
+    train_NF: np.ndarray,
+    label_N: np.ndarray,
+    test_NF: np.ndarray,
+    test_label_N: np.ndarray,
+    labels: int,
+    repeats: int,
+    seed: int,
+) -> Line:
+    found = []
+    for repeat in range(repeats):
+        mine = linear_svm.few(label_N, labels, seed * 1000 + repeat)
+        found.append(_once(train_NF[mine], label_N[mine], test_NF, test_label_N, seed))
+    errors = np.array([one["error"] for one in found])
+    spread = float(errors.std(ddof=1)) if repeats > 1 else 0.0
+    interval = f"one standard deviation over {repeats} draws of the labels"
+    mean = float(errors.mean())
+    return Line(kind.name, kind.size, labels, mean, mean - spread, mean + spread, interval, found)
+
+
+def _once(
+    train_NF: np.ndarray, label_N: np.ndarray, test_NF: np.ndarray, test_label_N: np.ndarray, seed: int
+) -> dict[str, Any]:
+    c, tried = linear_svm.choose(train_NF, label_N, seed)
+    classifier = linear_svm.train(train_NF, label_N, c, seed)
+    return {"error": classifier.error(test_NF, test_label_N), "C": c, "tried": tried}

@@ -1,0 +1,98 @@
+"""What ingest's actors do, a shard at a time: take images from the source, or what tells duplicates apart."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.cluster import shard_job
+from pipelines import images
+from pipelines.dataset import checked_file, layout, reader, writer
+from pipelines.dataset.manifest import Reject
+from pipelines.dataset.shards import CorruptError, Sample
+from pipelines.images import ImageError, LimitError, Pixels
+from pipelines.ingest import catalogue, duplicates
+from pipelines.sources.registry import Origin, open_source
+from pipelines.storage.folder import Folder
+
+CODES = "codes"  # beside a dataset in the making: what is compared of each image, and what was found
+_FOUND = f"{CODES}/duplicates.parquet"
+
+
+class _Intake:
+    """An actor's view: the dataset in the making, its catalogue and its source."""
+
+    def __init__(self, output: str, origin: Origin) -> None:
+        self.folder, self.url = Folder(output), origin.url
+        self.identity = reader.read_claim(self.folder)["identity"]
+        self.source = open_source(origin.url, origin.kind, origin.choice)
+        self.catalogue = catalogue.Reader(self.folder, self.identity["source"], self.identity["shard_size"])
+
+    def take(self, shard: int) -> Iterator[tuple[int, str, int | None, Pixels | ImageError]]:
+        """Index, source, label and image as the dataset will hold it, of each item of a shard; or why not."""
+        items, labels = self.catalogue.shard(shard)
+        identity = self.identity
+        size, channels, pixels = identity["image_size"], identity["channels"], identity["limits"]["pixels"]
+        resize, background = identity["image"]["resize"], tuple(identity["image"]["background"])
+        indices = layout.shard_range(identity, shard)
+        for index, item, label, content in zip(indices, items, labels, self.source.read(items), strict=True):
+            image: Pixels | ImageError
+            try:
+                if isinstance(content, ImageError):
+                    raise content
+                image = images.normalise(content, size, channels, resize, background, pixels)
+                if identity["classes"] and label is None:
+                    raise ImageError("no label")
+            except ImageError as error:
+                if self.source.sealed and not isinstance(error, LimitError):
+                    raise CorruptError(f"{self.url}/{item.place}: sample {item.name}: {error}") from error
+                image = error
+            yield index, item.name, label, image
+
+
+class IngestShard(_Intake):
+    """Publishes one whole shard a call: read, normalised, encoded."""
+
+    def __init__(self, output: str, origin: Origin) -> None:
+        super().__init__(output, origin)
+        self.kept = _read_found(self.folder) if self.identity["dedupe"] else {}
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        samples, rejects, names = [], [], []
+        what = "near duplicate" if self.kept and self.identity["dedupe"]["mode"] == "near" else "duplicate"
+        for index, name, label, image in self.take(shard):
+            if index in self.kept:
+                rejects.append(Reject(index, name, f"{what}: of {self.kept[index]}"))
+            elif isinstance(image, ImageError):
+                rejects.append(Reject(index, name, str(image)))
+            else:
+                samples.append(Sample(index, images.encode(image), label))
+                names.append(name)
+        record = writer.commit(self.folder, shard, "ingest", samples, {"source": names}, rejects)
+        return shard_job.shard_result(record, rejects)
+
+
+class CodeShard(_Intake):
+    """Publishes the codes of one shard's images, by which duplicates are found."""
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        mode = self.identity["dedupe"]["mode"]
+        codes = {
+            i: duplicates.code(image, mode) for i, _, _, image in self.take(shard) if not isinstance(image, ImageError)
+        }
+        table = pa.table({"index": pa.array(codes, pa.int64()), "code": pa.array(codes.values(), pa.binary())})
+        _write(self.folder, f"{CODES}/{shard:06d}.parquet", table)
+        return {}
+
+
+def _read_found(folder: Folder) -> dict[int, str]:
+    table = pq.read_table(io.BytesIO(checked_file.read(folder, _FOUND)))
+    return dict(zip(table["index"].to_pylist(), table["of"].to_pylist(), strict=True))
+
+
+def _write(folder: Folder, name: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    checked_file.write(folder, name, sink.getvalue())

@@ -1,0 +1,222 @@
+"""Read a source again, image by image, and compare it with the dataset that was made of it: `verify --against`."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+import PIL.features
+
+from jobs.command.settings import UsageError
+from pipelines import images
+from pipelines.dataset import layout, reader
+from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.manifest import Part
+from pipelines.dataset.shards import CorruptError
+from pipelines.images import ImageError, Pixels
+from pipelines.ingest import catalogue
+from pipelines.sources import registry
+from pipelines.sources.base import Choice, Item, Source, SourceError
+from pipelines.sources.registry import Origin, open_source
+from pipelines.storage.folder import Folder, StorageError, normalise
+
+# Of 255 grey levels, where another version of a library decodes or scales: they differ by a few.
+TOLERANCE = 8
+_DUPLICATES = ("duplicate:", "near duplicate:")
+_SENTENCES = {  # of what is wrong: how many, of how many, of which source, and the first
+    "differs": "{0:,} of {1:,} images are not those of {2}, the first is sample {3}",
+    "gone": "{0:,} of {1:,} images are not in {2} any more, the first is sample {3}",
+    "missing": "{0:,} images of {2} are not in the dataset, nor among its rejects, the first is {3}",
+    "taken": "{0:,} rejects could be taken from {2} now, the first is {3}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the source of a dataset was read, by the dataset's own claim."""
+
+    origin: Origin
+    relabel: dict[str, str | None]
+    labelled: bool
+    seed: int
+    holdout: float
+    held_out: bool  # the dataset is the part that was held out
+
+
+def reading(folder: Folder, source: str) -> Reading:
+    """How to read `source` as the dataset's own source was. Raises UsageError, DatasetError, StorageError."""
+    claimed = reader.read_claim(folder)
+    identity = claimed["identity"]
+    if identity["producer"] != "ingest":
+        raise UsageError(f"--against {source}: {folder} was generated and has no source; see --regenerate")
+    if not source.startswith(registry.BUILT_IN):
+        source = normalise(source)
+    try:
+        settings = {name: claimed["settings"].get(name) for name in ("split", "base", "image_column", "label_column")}
+        kind, labels = claimed["settings"].get("kind", "auto"), claimed["settings"].get("labels", "auto")
+        holdout = identity["holdout"] or {"share": 0.0, "part": "kept"}
+        numbers = (identity["limits"]["bytes"], identity["seed"], holdout["share"])
+        texts = (kind, labels, holdout["part"], *filter(None, settings.values()))
+        if kind not in ("auto", *registry.KINDS) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("settings of other types")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("an identity of other types")
+        relabel = dict(identity["relabel"] or {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{folder}/{layout.CLAIM}: does not say how its source was read: {error!r}") from error
+    origin = Origin(
+        source,
+        registry.kind_of(source) if kind == "auto" else kind,
+        Choice(**settings, max_bytes=int(numbers[0])),
+    )
+    return Reading(origin, relabel, labels == "auto", int(numbers[1]), float(numbers[2]), holdout["part"] != "kept")
+
+
+class Listing:
+    """The items of a source that belong into a dataset, by name; some 150 bytes of memory for each."""
+
+    def __init__(self, how: Reading) -> None:
+        self.url = how.origin.url
+        self.source = open_source(how.origin.url, how.origin.kind, how.origin.choice)
+        # The list is mapped into memory: it stays readable when its file is gone, and nothing is left behind.
+        with tempfile.TemporaryDirectory(prefix="ganmill-verify-") as scratch:
+            parts = catalogue.draw_up(
+                _relabelled(self.source, how.relabel),
+                how.origin.url,
+                _declared(self.source, how.relabel),
+                how.labelled,
+                how.seed,
+                how.holdout,
+                Path(scratch),
+            )
+        part = parts[how.held_out]
+        assert part is not None, "a holdout has a share"
+        self.classes, self._table = part.classes, part.table
+        self._rows = {self._table["name"][row].as_py(): row for row in part.rows_N.tolist()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def item(self, name: str) -> Item | None:
+        """An item by its name; None if the source does not have it."""
+        row = self._rows.get(name)
+        return None if row is None else Item(*(column[row].as_py() for column in self._table.columns))
+
+
+class Comparison:
+    """A worker's view: the dataset and its source."""
+
+    def __init__(self, folder: Folder, index: Index, how: Reading) -> None:
+        self.folder, self.index, self.listing = folder, index, Listing(how)
+        self.labelled = bool(index.classes or self.listing.classes)
+        self.tolerance = tolerance(index.identity)
+
+    def compare(self, shard: int) -> dict[str, Any]:
+        """Every image of a shard with the source's, each read alone: what a batch of them mixes up is seen."""
+        record = self.index.shards[shard]
+        part = reader.read_sealed_part(self.folder, record)
+        tar = reader.read_shard(self.folder, record)
+        wrong: dict[str, list[Any]] = {}
+        equal = furthest = 0
+        for row in part.table.select(["key", "offset", "size", "label", "source"]).to_pylist():
+            where = f"{row['key']} ({row['source']})"
+            item = self.listing.item(row["source"])
+            if item is None:
+                _note(wrong, "gone", where)
+                continue
+            try:
+                stored = images.decode(tar[row["offset"] : row["offset"] + row["size"]], self.index.image_shape[2])
+            except ImageError as error:
+                raise CorruptError(f"{self.folder}/{record.tar}: sample {row['key']}: {error}") from error
+            distance, why = self._difference(item, stored, row["label"])
+            if why:
+                _note(wrong, "differs", f"{where}: {why}")
+            else:
+                equal, furthest = equal + 1, max(furthest, distance)
+        for reject in part.rejects:
+            item = self.listing.item(reject.source)
+            if item is not None and not reject.reason.startswith(_DUPLICATES) and not self._image(item)[1]:
+                _note(wrong, "taken", f"{reject.source} (was: {reject.reason})")
+        return {"equal": equal, "furthest": furthest, "wrong": wrong}
+
+    def _difference(self, item: Item, stored: Pixels, label: int | None) -> tuple[int, str]:
+        """How far the furthest pixel is off, and why the source's item is not the dataset's; '' if it is."""
+        classes = self.index.classes
+        mine = classes[label] if classes and label is not None else None
+        theirs = item.label if self.labelled else None
+        if mine != theirs:
+            return 0, f"its class is {mine!r}, that of the source {theirs!r}"
+        image, why = self._image(item)
+        if image is None:
+            return 0, f"the source's cannot be taken: {why}"
+        distance = int(np.abs(image.astype(int) - stored.astype(int)).max())
+        return distance, f"a pixel differs by {distance} of 255 grey levels" if distance > self.tolerance else ""
+
+    def _image(self, item: Item) -> tuple[Pixels | None, str]:
+        """An item's image as the dataset would hold it; or why it cannot be taken."""
+        identity = self.index.identity
+        how = identity["image"]
+        try:
+            [content] = self.listing.source.read([item])
+            if isinstance(content, ImageError):
+                raise content
+            size, channels, pixels = identity["image_size"], identity["channels"], identity["limits"]["pixels"]
+            image = images.normalise(content, size, channels, how["resize"], tuple(how["background"]), pixels)
+            if identity["classes"] and item.label is None:
+                raise ImageError("no label")
+        except (ImageError, SourceError, StorageError) as error:
+            return None, str(error)
+        return image, ""
+
+
+def missing(listing: Iterable[str], parts: Iterable[Part]) -> dict[str, list[Any]]:
+    """The source's images that the dataset has neither taken nor rejected."""
+    known: set[str] = set()
+    for part in parts:
+        known.update(part.table["source"].to_pylist(), (reject.source for reject in part.rejects))
+    wrong: dict[str, list[Any]] = {}
+    for name in listing:
+        if name not in known:
+            _note(wrong, "missing", name)
+    return wrong
+
+
+def sum_up(found: Iterable[Mapping[str, list[Any]]], samples: int, source: str) -> str:
+    """What is wrong in a line, from the findings of all shards in their order; '' if nothing is."""
+    wrong: dict[str, list[Any]] = {}
+    for one in found:
+        for kind, (count, first) in one.items():
+            wrong.setdefault(kind, [0, first])[0] += count
+    return "; ".join(
+        sentence.format(wrong[kind][0], samples, source, wrong[kind][1])
+        for kind, sentence in _SENTENCES.items()
+        if kind in wrong
+    )
+
+
+def tolerance(identity: Mapping[str, Any]) -> int:
+    """How far a pixel may be off: not at all where the libraries that decode and scale are those of the dataset."""
+    here = {"opencv": cv2.__version__, "pillow": PIL.__version__, "jpeg": str(PIL.features.version("jpg"))}
+    return 0 if all(identity["arithmetic"].get(name) == version for name, version in here.items()) else TOLERANCE
+
+
+def _note(wrong: dict[str, list[Any]], kind: str, first: str) -> None:
+    wrong.setdefault(kind, [0, first])[0] += 1
+
+
+def _relabelled(source: Source, relabel: Mapping[str, str | None]) -> Iterator[Item]:
+    for item in source.items():
+        new = item.label if item.label is None else relabel.get(item.label, item.label)
+        if item.label is None or new is not None:
+            yield item._replace(label=new)
+
+
+def _declared(source: Source, relabel: Mapping[str, str | None]) -> list[str] | None:
+    if source.classes is None:
+        return None
+    new = [relabel.get(name, name) for name in source.classes]
+    return list(dict.fromkeys(name for name in new if name is not None))

@@ -1,0 +1,108 @@
+"""The verification workers: check one shard a call, and make some of its images again."""
+
+from typing import Any
+
+import numpy as np
+
+from dcgan import numerics
+from dcgan.numerics import Arithmetic
+from dcgan.sampling.sampler import Sampler
+from jobs.command import model_store
+from jobs.verification.source_comparison import Comparison, Reading
+from pipelines import images
+from pipelines.dataset import layout, manifest, reader
+from pipelines.dataset.labels import labels_of
+from pipelines.dataset.layout import Index
+from pipelines.dataset.shards import CorruptError
+from pipelines.storage.folder import Folder
+
+
+class VerifyShard:
+    """An actor's work: check one shard a call, make some of its images again, compare all of them with the source."""
+
+    def __init__(self, url: str, regenerate: int, chosen: Arithmetic | None, how: Reading | None = None) -> None:
+        self.folder = Folder(url)
+        self.index = reader.open_sealed(self.folder)
+        self.regenerate = regenerate
+        self.maker = Maker(self.folder, self.index, chosen) if chosen else None
+        self.comparison = Comparison(self.folder, self.index, how) if how else None
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        record = self.index.shards[shard]
+        samples = reader.check_shard(self.folder, self.index, record)
+        result: dict[str, Any] = {"samples": samples, "regenerated": 0, "exact": 0, "furthest": 0}
+        chosen = _chosen(self.index, shard, self.regenerate)
+        if self.maker and chosen:
+            result |= self.maker.compare(shard, chosen)
+        if self.comparison:
+            result |= self.comparison.compare(shard)
+        return result
+
+
+class Maker:
+    """Makes images again from their rows, by the dataset's own copy of its model."""
+
+    def __init__(self, folder: Folder, index: Index, chosen: Arithmetic) -> None:
+        self.folder, self.index = folder, index
+        model = model_store.load_named(folder / model_store.CARRIED, index.identity["model"])
+        self.sampler = Sampler(model, chosen, index.identity["batch"])
+        stored = index.identity["arithmetic"]
+        here = numerics.fingerprint(chosen)
+        equal = all(stored.get(name) == here[name] for name in here)
+        self.tolerance = 0 if equal else numerics.grey_tolerance(stored)
+
+    def compare(self, shard: int, positions: list[int]) -> dict[str, Any]:
+        """Make some samples of a shard again. Raises CorruptError for a pixel, score, seed or label that is wrong."""
+        record = self.index.shards[shard]
+        rows = reader.read_sealed_part(self.folder, record).table.take(positions).to_pylist()
+        tar = reader.read_shard(self.folder, record)
+        channels = self.index.image_shape[2]
+        exact = furthest = 0
+        for row in rows:
+            stored = images.decode(tar[row["offset"] : row["offset"] + row["size"]], channels)
+            labels = labels_of(self.index.identity, range(row["index"], row["index"] + 1))
+            where = f"{self.folder}/{record.tar}: sample {row['key']}"
+            if row["seed"] != self.index.identity["seed_start"] + row["index"]:
+                raise CorruptError(f"{where}: its seed is {row['seed']}")
+            if row["label"] != (None if labels is None else int(labels[0])):
+                raise CorruptError(f"{where}: its label is {row['label']}")
+            made = self.sampler.sample(range(row["seed"], row["seed"] + 1), labels)
+            difference = self._difference(made.images_NHWC[0], stored)
+            if difference > self.tolerance:
+                raise CorruptError(
+                    f"{where}: made again from seed {row['seed']} it differs by {difference} of 255 grey levels"
+                )
+            self.compare_score(row, stored, labels, where)
+            exact += difference == 0
+            furthest = max(furthest, difference)
+        return {"regenerated": len(rows), "exact": exact, "furthest": furthest}
+
+    def _difference(self, made: np.ndarray, stored: np.ndarray) -> int:
+        """The furthest pixel, in grey levels, once the made image has gone through the dataset's format too."""
+        image = self.index.identity["image"]
+        if image["format"] != "png":
+            made = images.decode(images.encode(made, image["format"], image["quality"]), made.shape[2])
+        return int(np.abs(made.astype(int) - stored.astype(int)).max())
+
+    def compare_score(self, row: dict[str, Any], stored: np.ndarray, labels: np.ndarray | None, where: str) -> None:
+        """Raises CorruptError for a row whose logit or score is not what the discriminator says of its image."""
+        logit = self.sampler.score(stored[None], labels)
+        slack = numerics.logit_tolerance(self.index.identity["arithmetic"]) if self.tolerance else 0.0
+        score = manifest.sigmoid(logit)[0]
+        # Not `> slack`: NaN is never greater.
+        if not (abs(float(logit[0]) - row["logit"]) <= slack and abs(float(score) - row["score"]) <= slack):
+            raise CorruptError(
+                f"{where}: its logit is {row['logit']:.6f} and its score {row['score']:.6f}; "
+                f"the discriminator gives {float(logit[0]):.6f} and {float(score):.6f}"
+            )
+
+
+def _chosen(index: Index, shard: int, regenerate: int) -> list[int]:
+    """Which of a shard's samples are made again: `regenerate` of the whole dataset, evenly spread."""
+    total = index.samples
+    owned = layout.shard_range(index.identity, shard)
+    number = min(regenerate, total)
+    # sample floor(i * total / number) for i in range(number); those that this shard owns
+    first = -(-owned.start * number // total)
+    last = -(-owned.stop * number // total)
+    return [i * total // number - owned.start for i in range(first, last)]

@@ -1,0 +1,25 @@
+"""The labels of a synthetic dataset: a function of its identity and an index alone."""
+
+from typing import Any
+
+import numpy as np
+
+
+def labels_of(identity: dict[str, Any], indices: range) -> np.ndarray | None:
+    """The labels of some indices, int64, a function of the index alone; None without classes.
+
+    A list is taken over and over. Weights are met by a golden-ratio sequence, in any range of n indices to within a few
+    images: Weyl's frac(i * phi), in 64-bit integers so that it is exact for every index.
+    """
+    policy = identity["labels"]
+    if policy is None:
+        return None
+    index_N = np.arange(indices.start, indices.stop)
+    if "cycle" in policy:
+        return np.array(policy["cycle"], np.int64)[index_N % len(policy["cycle"])]
+    labels, weights = zip(*policy["weights"], strict=True)
+    bounds_K = np.cumsum(weights) / np.sum(weights)
+    fraction_N = (index_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
+    chosen_N = np.searchsorted(bounds_K, fraction_N, side="right").clip(max=len(labels) - 1)
+    label_N: np.ndarray = np.array(labels, np.int64)[chosen_N]
+    return label_N

