@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 
 from dcgan import numerics
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families import registry
+from dcgan.families.registry import build
 from dcgan.model_files import Model
 from dcgan.sampling import latents
 from dcgan.sampling.sampler import Sampler
@@ -44,8 +45,8 @@ from pipelines.storage.folder import Folder
 CORES = 2
 BATCH = 128
 SHAPES = {
-    "digits28": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=64, num_classes=10),
-    "dcgan64": NetworkConfig(image_size=64, channels=3, width=64),
+    "digits28": registry.configure("cdcgan", {"image_size": 28, "channels": 1, "width": 64, "num_classes": 10}),
+    "dcgan64": registry.configure("dcgan", {"image_size": 64, "channels": 3, "width": 64}),
 }
 
 

@@ -44,7 +44,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from dcgan import numerics
-from dcgan.families.networks import NetworkConfig
+from dcgan.families import registry
+from dcgan.families.family import FamilyConfig
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.cluster.process import keep_freed_memory
@@ -55,7 +56,7 @@ from pipelines.storage.folder import Folder
 
 BATCH = 128
 ROOT = Path(__file__).resolve().parent.parent
-NETWORK = NetworkConfig(image_size=64, channels=3, width=64)
+NETWORK = registry.configure("dcgan", {"image_size": 64, "channels": 3, "width": 64})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Way(Protocol):
 class Ours:
     """One rank of a training, as jobs/training/loop.py sets it up."""
 
-    def __init__(self, place: Place, network: NetworkConfig = NETWORK) -> None:
+    def __init__(self, place: Place, network: FamilyConfig = NETWORK) -> None:
         torch.set_num_threads(place.threads)
         keep_freed_memory()
         if place.world > 1:

@@ -1,16 +1,19 @@
 """A model as files: model.json and two safetensors. Nothing here can run code when it is read.
 
-    model.json                  networks' shapes, class names, where it came from, size and sha256 of the other two
+    model.json                  family and its configuration, class names, provenance, size and sha256 of the other two
     generator.safetensors       the exponential moving average of the trained generator
     discriminator.safetensors
 
 The model's digest is the sha256 of model.json, which holds the others' hashes: `sha256sum model.json` names the model.
+
+Format 2 names a family and its configuration; a field that the configuration lacks has the default that means "as
+before". Format 1, of earlier versions, holds both in `network`.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors.torch
@@ -18,9 +21,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dcgan.families.networks import Discriminator, Generator, NetworkConfig, build
+from dcgan.families import registry
+from dcgan.families.family import Discriminator, FamilyConfig, Generator
 
-FORMAT = 1
+FORMAT = 2
 CARD = "model.json"
 WEIGHTS = ("generator.safetensors", "discriminator.safetensors")
 MAX_CARD_BYTES = 1 << 20
@@ -42,8 +46,9 @@ class Model:
     provenance: dict[str, Any]
 
     @property
-    def config(self) -> NetworkConfig:
-        return self.generator.config
+    def config(self) -> FamilyConfig:
+        config: FamilyConfig = self.generator.config
+        return config
 
 
 def pack(model: Model) -> dict[str, bytes]:
@@ -57,7 +62,8 @@ def pack(model: Model) -> dict[str, bytes]:
     weights = {name: to_bytes(state) for name, state in zip(WEIGHTS, states, strict=True)}
     card = {
         "format": FORMAT,
-        "network": asdict(model.config),
+        "family": model.config.family,
+        "config": asdict(model.config),
         "classes": model.classes,
         "provenance": model.provenance,
         "files": {
@@ -78,25 +84,31 @@ def read_card(card: bytes) -> dict[str, Any]:
         raise ModelError(f"{CARD} has {len(card)} bytes; at most {MAX_CARD_BYTES} are read")
     try:
         parsed = json.loads(card)
-        if parsed["format"] != FORMAT:
-            raise ModelError(f"{CARD} has format {parsed['format']!r}; this version reads {FORMAT}")
-        if set(parsed) != {"format", "network", "classes", "provenance", "files"} or set(parsed["files"]) != set(
-            WEIGHTS
-        ):
+        shape = {"family", "config"}
+        if parsed["format"] == 1:
+            shape = {"network"}
+        elif parsed["format"] != FORMAT:
+            raise ModelError(f"{CARD} has format {parsed['format']!r}; this version reads 1 and {FORMAT}")
+        if set(parsed) != {"format", "classes", "provenance", "files"} | shape or set(parsed["files"]) != set(WEIGHTS):
             raise ModelError(f"{CARD} has other fields than this version knows")
-        if _types(parsed["network"]) != {field.name: type(field.default) for field in fields(NetworkConfig)}:
-            raise ModelError(f"{CARD}: network has other fields than this version knows")
         if any(_types(file) != {"bytes": int, "sha256": str} for file in parsed["files"].values()):
             raise ModelError(f"{CARD}: files has other fields than this version knows")
-        config = NetworkConfig(**parsed["network"])
-        classes, count = parsed["classes"], config.num_classes
+        classes, count = parsed["classes"], config_of(parsed).num_classes
         named = isinstance(classes, list) and [*map(type, classes)] == [str] * count
         if not (named if count else classes is None):
-            raise ModelError(f"{CARD}: {config.num_classes} classes, but other names")
+            raise ModelError(f"{CARD}: {count} classes, but other names")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise error if isinstance(error, ModelError) else ModelError(f"{CARD} is not a model card: {error}") from error
     result: dict[str, Any] = parsed
     return result
+
+
+def config_of(card: Mapping[str, Any]) -> FamilyConfig:
+    """The configuration that a card names. Raises ValueError, KeyError or TypeError for one that names none."""
+    if card["format"] == 1:
+        shape = dict(card["network"])
+        return registry.configure(shape.pop("network"), shape)
+    return registry.configure(card["family"], card["config"])
 
 
 def _types(values: dict[str, Any]) -> dict[str, type]:
@@ -112,9 +124,9 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
     memory is taken.
     """
     card = read_card(read(CARD, MAX_CARD_BYTES))
-    config = NetworkConfig(**card["network"])
+    config = config_of(card)
     with torch.device("meta"):
-        sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in build(config)]
+        sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in registry.build(config)]
     for name, size in zip(WEIGHTS, sizes, strict=True):
         expected = card["files"][name]["bytes"]
         if not 0 < expected <= MAX_WEIGHTS_BYTES:
@@ -127,7 +139,7 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
         found[name] = read(name, expected["bytes"])
         if len(found[name]) != expected["bytes"] or hashlib.sha256(found[name]).hexdigest() != expected["sha256"]:
             raise ModelError(f"{name} is not the file that {CARD} names (its size or sha256 is another)")
-    generator, discriminator = build(config)
+    generator, discriminator = registry.build(config)
     for name, network in zip(WEIGHTS, (generator, discriminator), strict=True):
         try:
             state = from_bytes(found[name])

@@ -20,7 +20,7 @@ import PIL.features
 import pyarrow
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from dcgan.families.networks import IMAGE_SIZES
+from dcgan.families.family import IMAGE_SIZES
 from jobs.cluster import connection, shard_job
 from jobs.command.scratch import Scratch
 from jobs.command.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, run

@@ -9,28 +9,28 @@ if __name__ == "__main__":
 import threading
 import traceback
 import uuid
-from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import ray
 import ray.train
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dcgan.families.networks import NetworkConfig
-from dcgan.training.augmentation import POLICIES
+from dcgan.configuration import fields, reason
+from dcgan.configuration import identity as identity_of
+from dcgan.families import registry
+from dcgan.families.family import FamilyConfig
 from dcgan.training.configuration import MethodConfig, check_fit
 from jobs.cluster import connection, failures, process
 from jobs.command.model_store import BEST
 from jobs.command.progress import Progress
 from jobs.command.scratch import Scratch
 from jobs.command.settings import (
-    Channels,
     ClusterSettings,
     JobSettings,
     LostWorkError,
@@ -41,6 +41,7 @@ from jobs.command.settings import (
     run,
 )
 from jobs.training import loop, run_store
+from jobs.training.flags import with_fields
 from jobs.training.progress_actor import Board, State
 from pipelines.dataset import layout, reader, selection
 from pipelines.loading import order
@@ -60,8 +61,13 @@ def _worker_range(value: object) -> object:
 WorkerRange = Annotated[str, BeforeValidator(_worker_range)]
 
 
-class TrainSettings(ClusterSettings):
-    """What `jobs/train.py` takes."""
+def _family(name: str) -> str:
+    registry.family(name)
+    return name
+
+
+class _RunSettings(ClusterSettings):
+    """The settings of a run, apart from its networks and its method."""
 
     passing: ClassVar[frozenset[str]] = JobSettings.passing | {"keep", "max_failures"}
     command: ClassVar[str] = "train"
@@ -92,29 +98,16 @@ class TrainSettings(ClusterSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
     max_failures: Number = Field(3, ge=0, le=1000, description="how often workers may die before the job does")
 
-    network: Literal["dcgan", "cdcgan", "keras", "gan"] = Field("dcgan", description="architecture")
-    image_size: Number = Field(28, description="28, 32, 64 or 128; must be the dataset's")
-    channels: Channels = Field(1, description="1 or 3; must be the dataset's")
-    width: Number = Field(64, description="channels of the outermost hidden layers (dcgan, cdcgan)")
-    z_dim: Number = Field(100, description="size of the latent vector")
+    network: Annotated[str, AfterValidator(_family)] = Field(
+        registry.DEFAULT, description=f"family of networks: {', '.join(registry.FAMILIES)}"
+    )
     conditional: bool = Field(False, description="condition both networks on the dataset's classes")
-    loss: Literal["log", "hinge", "wgan", "wgan-gp"] = Field(
-        "log", description="log: non-saturating; hinge; wgan: Wasserstein, clipped; wgan-gp: Wasserstein, penalised"
-    )
-    label_smoothing: float = Field(
-        0.0, description="log, hinge: how far the target of real images is below 1 (one-sided)"
-    )
-    clip: float = Field(0.01, description="wgan: the bound of the discriminator's weights")
-    gradient_penalty: float = Field(10.0, description="wgan-gp: the weight of the penalty")
-    augment: str = Field(
-        "", description=f"of all that the discriminator sees: any of {','.join(POLICIES)}, joined by commas; '': none"
-    )
-    generator_lr: float = Field(2e-4, description="Adam's rate for the generator")
-    discriminator_lr: float = Field(2e-4, description="Adam's rate for the discriminator")
-    beta1: float = Field(0.5, description="Adam's first moment decay")
-    ema: float = Field(0.999, description="decay a step of the generator's average, which is what is exported")
-    sync_batch_norm: bool = Field(False, description="GPUs only: batch statistics over all workers, not each one's own")
-    compile: bool = Field(False, description="run both networks through torch.compile (a minute at each start)")
+
+
+class TrainSettings(
+    with_fields(_RunSettings, {**registry.all_fields(), **fields(MethodConfig)})  # type: ignore[misc]  # made at run time
+):
+    """What `jobs/train.py` takes: the run's settings, those of every family of networks, and the method's."""
 
     @property
     def bounds(self) -> tuple[int, int] | None:
@@ -134,20 +127,18 @@ class TrainSettings(ClusterSettings):
         with resources.as_file(packaged / f"{recipe}.toml") as path:
             return read_toml(cls, path)
 
-    def networks(self, classes: list[str] | None) -> NetworkConfig:
-        """The networks' shapes. Raises ValueError for a value that is not allowed."""
-        return NetworkConfig(
-            network=self.network,
-            image_size=self.image_size,
-            channels=self.channels,
-            width=self.width,
-            z_dim=self.z_dim,
-            num_classes=len(classes or []) if self.conditional else 0,
-        )
+    def networks(self, classes: list[str] | None) -> FamilyConfig:
+        """The networks' configuration. Raises ValueError for a value that the family does not allow."""
+        own = fields(registry.family(self.network).config)
+        values = {name: getattr(self, name) for name in own if name != "num_classes"}
+        return registry.configure(self.network, {**values, "num_classes": len(classes or []) * self.conditional})
 
     def method(self) -> MethodConfig:
-        """The method's own settings. Raises ValueError for a value that is not allowed."""
-        return MethodConfig(**{field.name: getattr(self, field.name) for field in fields(MethodConfig)})
+        """The method's configuration. Raises ValueError for values that do not go together."""
+        try:
+            return MethodConfig(**{name: getattr(self, name) for name in fields(MethodConfig)})
+        except ValidationError as error:
+            raise ValueError(reason(error)) from error
 
 
 def main(settings: TrainSettings) -> None:
@@ -177,18 +168,19 @@ def main(settings: TrainSettings) -> None:
         raise UsageError("--sync-batch-norm: torch has it on GPUs only; leave it out on CPUs")
     default = _default_workers(plan, pool.workers if pool.gpus_per_worker else min(pool.workers, 2))
     fewest, most = bounds or (default, default)
-    if network.network == "cdcgan" and settings.batch_size < 2 * most:
+    least = registry.of(network).least_images
+    if settings.batch_size < least * most:
         raise UsageError(
-            f"--batch-size {settings.batch_size}: network cdcgan normalises over each worker's images and needs two of "
-            f"them; with {most} workers use {2 * most} or more, or fewer --workers"
+            f"--batch-size {settings.batch_size}: network {network.family} normalises over each worker's images and "
+            f"needs {least} of them; with {most} workers use {least * most} or more, or fewer --workers"
         )
     threads = connection.threads(most)
     connection.wait_for_room({**pool.bundle(), "CPU": threads}, fewest, settings.wait_s)
     chosen, fingerprint = connection.probe(pool, settings.precision)
     identity = {
         "data": index.root,
-        "network": asdict(network),
-        "method": asdict(method),
+        "network": {"network": network.family, **identity_of(network)},
+        "method": identity_of(method),
         "batch": settings.batch_size,
         "shuffle": settings.shuffle,
         "seed": settings.seed,
@@ -206,7 +198,7 @@ def main(settings: TrainSettings) -> None:
         print(f"train: {folder} has seen {saved:,} images already; nothing to do (more: --images)", flush=True)
         return _finish(folder)
     print(
-        f"train: {network.network} {network.image_size}x{network.image_size}x{network.channels}, "
+        f"train: {network.family} {network.image_size}x{network.image_size}x{network.channels}, "
         f"{f'{network.num_classes} classes' if network.num_classes else 'unconditional'}, "
         f"{settings.workers or most} workers, "
         f"{fingerprint['dtype']} on {fingerprint['device']}, {index.samples:,} {'selected ' * bool(chosen_by)}images, "

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from dcgan import model_files, numerics
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.registry import build
 from dcgan.model_files import Model
 from jobs import curate, evaluate, explore, generate, ingest, train, verify
 from jobs.cluster import actor_pool, shard_job
@@ -50,6 +50,7 @@ from pipelines.sources import registry
 from pipelines.sources.base import Choice
 from pipelines.storage.folder import Folder
 from tests.conftest import Job
+from tests.families import configure
 
 Product = dict[str, bytes]
 COUNT, SHARD, SHARDS = 48, 16, 3
@@ -88,7 +89,7 @@ def _make_source(folder: Path, seed: int) -> None:
 
 def _make_model(folder: Path, seed: int, data: str) -> None:
     torch.manual_seed(seed)
-    config = NetworkConfig(image_size=28, channels=1, width=2, z_dim=4, num_classes=2)
+    config = configure("dcgan", image_size=28, channels=1, width=2, z_dim=4, num_classes=2)
     model_store.save(
         Model(*(network.eval() for network in build(config)), CLASSES, {"data": data}), Folder(str(folder))
     )
@@ -171,12 +172,14 @@ def make(place: Path, settings: generate.GenerateSettings, shards: int = SHARDS)
 def _identity(card: bytes, settings: generate.GenerateSettings) -> dict[str, Any]:
     """As main() has it once Ray is there."""
     parsed = model_files.read_card(card)
+    config = model_files.config_of(parsed)
     return {
         "producer": "generate",
         "model": model_files.digest(card),
         **{name: getattr(settings, name) for name in ("seed_start", "count", "shard_size")},
         "image": {"format": "png"},
-        **{name: parsed["network"][name] for name in ("image_size", "channels")},
+        "image_size": config.image_size,
+        "channels": config.channels,
         "classes": parsed["classes"],
         "labels": class_policy.parse_classes("balanced", parsed["classes"]),
         "batch": settings.batch_size,

@@ -1,6 +1,7 @@
 """The import law, and the calls that no part of the code may make, read from the source itself."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from dcgan.families.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipelines", "dcgan", "jobs")
@@ -129,6 +132,15 @@ def test_what_all_commands_share_imports_no_room() -> None:
     for shared, never in (("command", {*ROOMS, "cluster"}), ("cluster", {*ROOMS})):
         for file in (ROOT / "jobs" / shared).glob("*.py"):
             assert imported(tree(file)).isdisjoint(f"jobs.{room}" for room in never), file
+
+
+def test_a_familys_name_stands_in_families_and_recipes_only() -> None:
+    """Whoever asks for a family by its name would need an `elif` for the next one."""
+    names = {*FAMILIES}
+    for file in every_source():
+        if file.parent != ROOT / "dcgan" / "families":
+            words = {text: {text, *re.findall(r"\w+", text)} & names for text in strings(tree(file))}
+            assert {text for text, found in words.items() if text in found or found - {"dcgan"}} == set(), file
 
 
 def test_ray_lives_in_jobs_and_is_used_there() -> None:

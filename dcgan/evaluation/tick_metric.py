@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dcgan.evaluation import distances
+
 FEATURE_SEED = 0
 MIN_SPREAD = 0.03  # of the features' mean spread
 PROTOCOL = "squared MMD, cubic kernel, 384 features of a random convolutional network (seed 0)"
@@ -48,12 +50,9 @@ class RandomFeatures(nn.Module):
 
 
 def kernel_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
-    """Unbiased squared MMD with k(x, y) = (x.y / F + 1)^3, on features scaled to the real ones' spread; 0 is equal."""
+    """`distances.kernel_distance` of these features, scaled to the real ones' mean 0 and spread 1; 0 is equal."""
     real, fake = _scaled(real_NF, fake_MF)
-    n, m, size = len(real), len(fake), real.shape[1]
-    rr, ff, rf = ((a @ b.T / size + 1.0) ** 3 for a, b in ((real, real), (fake, fake), (real, fake)))
-    within = (rr.sum() - rr.trace()) / (n * (n - 1)) + (ff.sum() - ff.trace()) / (m * (m - 1))
-    return float(within - 2.0 * rf.mean())
+    return distances.kernel_distance(real.numpy(), fake.numpy())
 
 
 def diversity(real_NF: Tensor, fake_NF: Tensor, label_N: Tensor | None = None) -> float:
@@ -61,7 +60,7 @@ def diversity(real_NF: Tensor, fake_NF: Tensor, label_N: Tensor | None = None) -
 
     The root of the ratio of mean squared distances from the mean, in the features of `kernel_distance`. With labels
     (the same for both) distances are taken from the class's own mean: ten classes of one picture each are 0 too.
-    A few pictures far apart, again and again, are not told from variety.
+    The measure cannot distinguish a few repeated, dissimilar images from real variety.
     """
     real, fake = (_spread(features, label_N) for features in _scaled(real_NF, fake_NF))
     return math.sqrt(fake / max(real, 1e-12))

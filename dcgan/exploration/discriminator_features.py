@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dcgan.evaluation.features import Features, FeaturesError
-from dcgan.families.networks import Discriminator, JoinClass, NetworkConfig, Projection
+from dcgan.families import registry
+from dcgan.families.family import Discriminator, FamilyConfig
+from dcgan.families.layers import JoinClass
 
 GRID = 4
 
@@ -44,26 +46,17 @@ def convolution_blocks(discriminator: Discriminator) -> list[nn.Sequential]:
 
     Raises: FeaturesError for a network without convolutions.
     """
-    found: list[list[nn.Module]] = []
-    begun = False
-    for layer in discriminator.eval().layers:
-        if isinstance(layer, Projection):  # fully connected from here on
-            break
-        if isinstance(layer, JoinClass | nn.Conv2d) and not begun:
-            found.append([])
-        begun = isinstance(layer, JoinClass)
-        if found:
-            found[-1].append(layer)
-    if not found or discriminator.config.network == "gan":  # whose 1x1 convolutions are fully connected layers
-        raise FeaturesError(f"a {discriminator.config.network} network has no convolutions to look at")
-    return [nn.Sequential(*layers) for layers in found]
+    blocks = discriminator.eval().convolution_blocks()
+    if not blocks:
+        raise FeaturesError(f"a {discriminator.config.family} network has no convolutions to look at")
+    return blocks
 
 
-def untrained(config: NetworkConfig, seed: int) -> Discriminator:
+def untrained(config: FamilyConfig, seed: int) -> Discriminator:
     """A discriminator of that shape as training begins with one: weights by seed, norms that change nothing yet."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Discriminator(config).eval()
+        return registry.of(config).discriminator(config).eval()
 
 
 def _channels(block: nn.Sequential) -> int:

@@ -1,7 +1,8 @@
 """DCGAN's 4x4 convolutions of stride 2, where a CPU library is slow at them. A GPU needs nothing of this.
 
-`use_cpu_kernels` swaps the class of the layers that it fits: parameters, their names and the results stay, up to the
-order of sums. Without gradients the plain layer runs, so an exported model computes what it would anywhere.
+`CpuConv2d` and `CpuConvTranspose2d` have the parameters, names and results of torch's layers, up to the order of sums.
+A family builds its networks of them where it is asked to (`families.family.Convolutions`). Without gradients they run
+torch's own kernels, so an exported model computes what it would anywhere.
 
 Measured on one Zen 4 core with AVX512-BF16, batch 128, against oneDNN: the weights' gradient of 256 -> 512 channels at
 8x8 46 ms against 76 to 88, 3 <- 64 channels at 64x64 9 ms against 25. Larger maps are oneDNN's, which runs them at the
@@ -23,19 +24,12 @@ FEW_CHANNELS = 4
 SMALL_EXTENT = 8
 
 
-def use_cpu_kernels(network: nn.Module) -> None:
-    """Have the network's 4x4 convolutions of stride 2 run by this module while it trains. Once done it stays so."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            fits = (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
-            if fits and type(layer) is nn.Conv2d:
-                layer.__class__ = CpuConv2d
-            elif fits and type(layer) is nn.ConvTranspose2d:
-                layer.__class__ = CpuConvTranspose2d
-
-
 class CpuConv2d(nn.Conv2d):
-    """x to y."""
+    """x to y. Kernel 4x4, stride 2, padding 1, and no other."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check(self)
 
     def forward(self, x: Tensor) -> Tensor:
         # The first layer is slow only in what it hands back to an image.
@@ -45,7 +39,11 @@ class CpuConv2d(nn.Conv2d):
 
 
 class CpuConvTranspose2d(nn.ConvTranspose2d):
-    """y to x."""
+    """y to x. Kernel 4x4, stride 2, padding 1, and no other."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check(self)
 
     def forward(self, y: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert output_size is None, "no network here asks for it"
@@ -151,6 +149,11 @@ def _up(y: Tensor, w: Tensor) -> Tensor:
 def _weights(x: Tensor, y: Tensor) -> Tensor:
     w: Tensor = _Weights.apply(x, y)
     return w
+
+
+def _check(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    shape = layer.kernel_size, layer.stride, layer.padding
+    assert shape == ((4, 4), (2, 2), (1, 1)), f"kernel, stride and padding are {shape}"
 
 
 def _few(w: Tensor) -> bool:

@@ -1,48 +1,50 @@
 """The training method's settings, and which networks they fit."""
 
-from dataclasses import dataclass
+from typing import Literal, Self
 
-from dcgan.families.networks import NetworkConfig
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from dcgan.configuration import STRICT
+from dcgan.families import registry
+from dcgan.families.family import FamilyConfig
 from dcgan.training import augmentation
 from dcgan.training.losses import LOSSES
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class MethodConfig:
-    """The training method's own settings. Raises ValueError naming the field, its value and what is allowed."""
+    """The training method's own settings.
 
-    loss: str = "log"
-    """`log`: non-saturating log loss. `hinge`. `wgan`: Wasserstein, clipped. `wgan-gp`: Wasserstein, penalised."""
-    label_smoothing: float = 0.0
-    """How far the real images' target is below 1 (one-sided). 0 for Wasserstein losses, which have no target."""
-    clip: float = 0.01
-    """`wgan`: the bound of the discriminator's weights."""
-    gradient_penalty: float = 10.0
-    """`wgan-gp`: the weight of the penalty."""
-    augment: str = ""
-    """What is done to every image before the discriminator sees it, joined by commas: see `augment.POLICIES`."""
-    generator_lr: float = 2e-4
-    """Adam's rate for the generator."""
-    discriminator_lr: float = 2e-4
-    """Adam's rate for the discriminator."""
-    beta1: float = 0.5
-    """Adam's first moment decay; the second is 0.999."""
-    ema: float = 0.999
-    """Decay per step of the generator's exponential moving average, the weights that are exported."""
-    sync_batch_norm: bool = False
-    """Batch statistics over all ranks instead of each rank's own. On GPUs only."""
-    compile: bool = False
-    """Run both networks through torch.compile."""
+    Raises: pydantic.ValidationError, a ValueError, for a value that is not allowed; `configuration.reason` puts it in a
+            line.
+    """
 
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
-        for name, low, high in (("label_smoothing", 0.0, 0.5), ("beta1", 0.0, 0.999), ("ema", 0.0, 0.99999)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {low} to {high}")
-        for name, most in (("generator_lr", 1), ("discriminator_lr", 1), ("clip", 1), ("gradient_penalty", 1000)):
-            if not 0.0 < getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most {most}")
+    loss: Literal["log", "hinge", "wgan", "wgan-gp"] = Field(
+        "log", description="log: non-saturating; hinge; wgan: Wasserstein, clipped; wgan-gp: Wasserstein, penalised"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, le=0.5, description="log, hinge: how far the target of real images is below 1 (one-sided)"
+    )
+    """0 for Wasserstein losses, which have no target."""
+    clip: float = Field(0.01, gt=0, le=1, description="wgan: the bound of the discriminator's weights")
+    gradient_penalty: float = Field(10.0, gt=0, le=1000, description="wgan-gp: the weight of the penalty")
+    augment: str = Field(
+        "",
+        description="augmentations of every image that the discriminator sees: any of "
+        f"{','.join(augmentation.POLICIES)}, joined by commas; '': none",
+    )
+    generator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's rate for the generator")
+    discriminator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's rate for the discriminator")
+    beta1: float = Field(0.5, ge=0, le=0.999, description="Adam's first moment decay; the second is 0.999")
+    ema: float = Field(
+        0.999, ge=0, le=0.99999, description="decay a step of the generator's average, which is the exported generator"
+    )
+    sync_batch_norm: bool = Field(False, description="GPUs only: batch statistics over all workers, not each one's own")
+    compile: bool = Field(False, description="run both networks through torch.compile (a minute at each start)")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.label_smoothing and LOSSES[self.loss].critic:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}; it must be 0 with loss {self.loss}, which has no target"
@@ -55,16 +57,9 @@ class MethodConfig:
                 "and fake images are normalised by each worker's own statistics; leave it out, or take another loss"
             )
         augmentation.check(self.augment)
+        return self
 
 
-def check_fit(network: NetworkConfig, method: MethodConfig) -> None:
-    """Raises ValueError for networks that cannot learn by that method.
-
-    The last thing before cdcgan's logits is a batch norm, which real and fake images pass in batches of their own: it
-    takes away the difference of their means, which is all that a critic goes by.
-    """
-    if network.network == "cdcgan" and LOSSES[method.loss].critic:
-        raise ValueError(
-            f"loss is {method.loss}; with network cdcgan, whose last batch norm hides the difference of means that it "
-            "goes by, it must be log or hinge; or take network dcgan"
-        )
+def check_fit(network: FamilyConfig, method: MethodConfig) -> None:
+    """Raises ValueError for networks that cannot learn by that method."""
+    registry.of(network).check_loss(method.loss, LOSSES[method.loss].critic)

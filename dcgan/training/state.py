@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families import registry
+from dcgan.families.family import FamilyConfig
 
 _Kind = tuple[torch.dtype, tuple[int, ...]]  # of a tensor
 
@@ -31,7 +32,7 @@ def check_weights(state: Mapping[str, Tensor], images: int) -> None:
         raise NonFiniteError(f"{bad[0]} holds values that are not finite{others} after {images} images")
 
 
-def check_state(state: Mapping[str, Tensor], network: NetworkConfig) -> None:
+def check_state(state: Mapping[str, Tensor], network: FamilyConfig) -> None:
     """Raises ValueError naming the first tensor in which `state` is not what Training.state() of `network` gives."""
     expected = _layout(network)
     for name in sorted({*expected, *state}):
@@ -40,10 +41,10 @@ def check_state(state: Mapping[str, Tensor], network: NetworkConfig) -> None:
             raise ValueError(f"another network's: {name} is {_words(found)}, not {_words(expected.get(name))}")
 
 
-def _layout(network: NetworkConfig) -> dict[str, _Kind]:
+def _layout(network: FamilyConfig) -> dict[str, _Kind]:
     """Every tensor of Training.state() after a step: its dtype and shape."""
     with torch.device("meta"):
-        generator, discriminator = build(network)
+        generator, discriminator = registry.build(network)
     layout: dict[str, _Kind] = {}
     for name, part in (("generator", generator), ("discriminator", discriminator), ("average", generator)):
         layout.update({f"{name}.{key}": (value.dtype, tuple(value.shape)) for key, value in part.state_dict().items()})

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dcgan.families.networks import Discriminator, Generator, NetworkConfig, build
+from dcgan.families import registry
+from dcgan.families.family import PLAIN, Convolutions, Discriminator, FamilyConfig, Generator
 from dcgan.numerics import Arithmetic
 from dcgan.sampling import latents
-from dcgan.sampling.cpu_kernels import use_cpu_kernels
+from dcgan.sampling.cpu_kernels import CpuConv2d, CpuConvTranspose2d
 from dcgan.training import augmentation
 from dcgan.training.configuration import MethodConfig, check_fit
 from dcgan.training.losses import LOSSES, gradient_penalty
 
-STANDING_BATCHES = 16  # batches from which the exported generator's batch statistics are taken anew
+CPU_KERNELS = Convolutions(CpuConv2d, CpuConvTranspose2d)
+# Latents by which an averaged generator is made ready for export.
+SETTLING_BATCHES, SETTLING_IMAGES = 16, 128
 
 
 class RealAndFake(nn.Module):
@@ -55,7 +58,7 @@ class Training:
 
     def __init__(
         self,
-        network: NetworkConfig,
+        network: FamilyConfig,
         method: MethodConfig,
         arithmetic: Arithmetic,
         seed: int,
@@ -64,17 +67,16 @@ class Training:
         check_fit(network, method)
         self.network, self.method, self.arithmetic = network, method, arithmetic
         self.seed, self.world = seed, world
+        self._family = registry.of(network)
         torch.manual_seed(seed)
-        generator, discriminator = build(network)
+        cpu_kernels = arithmetic.device == "cpu" and not method.compile
+        generator, discriminator = self._family.build(network, CPU_KERNELS if cpu_kernels else PLAIN)
         self.generator = generator.to(arithmetic.device)
         self.discriminator = discriminator.to(arithmetic.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         if method.sync_batch_norm and world > 1:  # the average above keeps plain norms: it is what is exported
             convert: Callable[[Any], Any] = nn.SyncBatchNorm.convert_sync_batchnorm
             self.generator, self.discriminator = convert(self.generator), convert(self.discriminator)
-        if arithmetic.device == "cpu" and not method.compile:
-            use_cpu_kernels(self.generator)
-            use_cpu_kernels(self.discriminator)
         self.logits = torch.zeros(0), torch.zeros(0)  # of the last step's real and fake images
         self._loss = LOSSES[method.loss]
         betas, fused = (method.beta1, 0.999), True
@@ -110,7 +112,7 @@ class Training:
         # Gradients are averaged over ranks; where shares differ in size, each image is still to count alike.
         weight = count * self.world / batch
         torch.manual_seed(_mix(self.seed, first))  # for dropout, augmentation and the penalty's points
-        z_BZ = self._to_device(latents.normal(first, count, self.network.z_dim, latents.TRAINING, self.seed))
+        z_BZ = self._latents(first, count)
         label_B = self._to_device(labels_B) if self.network.num_classes else None
         real_BCHW = self._to_device(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
@@ -150,25 +152,17 @@ class Training:
         }
 
     def export(self) -> tuple[Generator, Discriminator]:
-        """The averaged generator, with batch statistics of its own, and the discriminator; copies, in eval mode.
+        """The averaged generator, made ready by its family, and the discriminator; copies, in eval mode.
 
-        The running statistics of training belong to the weights of each step; those of the averaged weights are taken
-        from fixed latents with balanced labels, so that the export is a function of the weights alone.
+        The generator is settled on fixed latents with balanced labels: the export is a function of the weights alone.
         """
         generator = copy.deepcopy(self.average)
-        norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
-        generator.train()
-        with torch.no_grad(), self.arithmetic.autocast():
-            for batch in range(STANDING_BATCHES):
-                z_BZ = latents.normal(batch * 128, 128, self.network.z_dim, latents.TRAINING, self.seed)
-                label_B = np.arange(128) % self.network.num_classes if self.network.num_classes else None
-                generator(self._to_device(z_BZ), None if label_B is None else self._to_device(label_B))
-        for norm in norms:
-            norm.momentum = 0.1
-        _, discriminator = build(self.network)  # a plain one, whatever runs in training
+        classes = self.network.num_classes
+        label_B = self._to_device(np.arange(SETTLING_IMAGES) % classes) if classes else None
+        with self.arithmetic.autocast():
+            batches = (self._latents(n * SETTLING_IMAGES, SETTLING_IMAGES) for n in range(SETTLING_BATCHES))
+            generator.settle(batches, label_B)
+        _, discriminator = self._family.build(self.network)  # a plain one, whatever runs in training
         discriminator.to(self.arithmetic.device).load_state_dict(self.discriminator.state_dict())
         return generator.eval(), discriminator.eval()
 
@@ -228,6 +222,10 @@ class Training:
         averaged: list[Tensor] = list(self.average.parameters())
         current: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
+
+    def _latents(self, first: int, count: int) -> Tensor:
+        """z_BZ of training, on the device."""
+        return self._to_device(self._family.latents(first, count, self.network.z_dim, latents.TRAINING, self.seed))
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -54,7 +54,7 @@ FAILURES = (LostWorkError, CorruptError, OSError)  # OSError: storage that gave 
 _WHOLE = "must be a whole number, as 1000 or 1e3"
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """`1e6` is a whole number too; TOML's `true` is none."""
     if isinstance(value, bool):
         raise ValueError(_WHOLE)
@@ -93,8 +93,8 @@ def _in_submitted_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray's job supervisor for the entrypoint
 
 
-Number = Annotated[int, BeforeValidator(_whole)]
-Channels = Annotated[Literal[1, 3], BeforeValidator(_whole)]
+Number = Annotated[int, BeforeValidator(whole)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(whole)]
 Url = Annotated[str, BeforeValidator(_url)]
 GpuShare = Annotated[float, Field(ge=0.001, le=8), AfterValidator(_gpu_share)]
 

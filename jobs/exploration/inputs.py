@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dcgan.configuration import identity
 from dcgan.model_files import Model
 from jobs.command import model_store
 from jobs.command.settings import UsageError
@@ -69,9 +70,8 @@ class Subject:
             "model": {
                 "url": self.model_folder.url,
                 "digest": self.digest,
-                "network": config.network,
-                "width": config.width,
-                "conditional": bool(config.num_classes),
+                "network": config.family,
+                **identity(config),
                 "images_trained": self.model.provenance.get("images"),
                 "trained_on_this_data": self.model.provenance.get("data") == self.real.index.root,
             },

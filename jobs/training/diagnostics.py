@@ -59,7 +59,7 @@ _SYMPTOMS: tuple[tuple[Callable[[Sequence[Tick], str], bool], str], ...] = (
         f"the discriminator is too strong: {{span}} it told at least {STRONG:.0%} of the real and of the fake images, "
         "which leaves the generator little to learn from; in a new --run try a lower --discriminator-lr, "
         "--label-smoothing 0.1, --augment color,translation,cutout for a small dataset, or --loss wgan-gp "
-        "(not with cdcgan)",
+        "where the network allows it",
     ),
     (
         _samples_alike,

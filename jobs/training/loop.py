@@ -17,7 +17,7 @@ from ray.train.torch import get_device
 from torch.utils.tensorboard import SummaryWriter
 
 from dcgan.evaluation import tick_metric
-from dcgan.families.networks import NetworkConfig
+from dcgan.families.family import FamilyConfig
 from dcgan.model_files import Model
 from dcgan.numerics import Arithmetic
 from dcgan.sampling.sampler import Sampler
@@ -53,7 +53,7 @@ class Job:
     data: str
     selection: str | None
     run: str
-    network: NetworkConfig
+    network: FamilyConfig
     method: MethodConfig
     plan: Plan
     arithmetic: Arithmetic

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dcgan import model_files
-from dcgan.families.networks import NetworkConfig
+from dcgan.families.family import FamilyConfig
 from dcgan.training.state import NonFiniteError, check_state, check_weights
 from jobs.command import model_store
 from jobs.command.model_store import BEST
@@ -83,7 +83,7 @@ class _Tick(BaseModel):
 class Course:
     """What a run is to do, as far as it decides which checkpoint it goes on from."""
 
-    network: NetworkConfig
+    network: FamilyConfig
     batch: int
     tick: int
     total: int
@@ -141,7 +141,7 @@ def save(
     return str(card["sha256"])
 
 
-def load(run: Folder, images: int, network: NetworkConfig) -> Checkpoint:
+def load(run: Folder, images: int, network: FamilyConfig) -> Checkpoint:
     """A checkpoint by its name, whatever a listing says.
 
     Raises: MissingError. UsageError, naming its file, if it is damaged, another network's or holds values that are not

@@ -13,21 +13,23 @@ import safetensors.torch
 import torch
 
 from dcgan import model_files
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.family import FamilyConfig
+from dcgan.families.registry import FAMILIES, build
 from dcgan.model_files import CARD, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS, Model, ModelError
+from tests.families import configure
 
 Files = dict[str, bytes]
 CONFIGS = {
-    "dcgan": NetworkConfig(image_size=28, channels=1, width=2, z_dim=3),
-    "dcgan with classes": NetworkConfig(image_size=64, channels=3, width=1, z_dim=5, num_classes=2),
-    "cdcgan": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=1, z_dim=3, num_classes=2),
-    "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=3, num_classes=2),
-    "gan": NetworkConfig(network="gan", image_size=28, channels=1, z_dim=3),
+    "dcgan": configure("dcgan", image_size=28, channels=1, width=2, z_dim=3),
+    "dcgan with classes": configure("dcgan", image_size=64, channels=3, width=1, z_dim=5, num_classes=2),
+    "cdcgan": configure("cdcgan", image_size=28, channels=1, width=1, z_dim=3, num_classes=2),
+    "keras": configure("keras", image_size=28, channels=1, width=1, z_dim=3, num_classes=2),
+    "gan": configure("gan", image_size=28, channels=1, z_dim=3),
 }
 GENERATOR, DISCRIMINATOR = WEIGHTS
 
 
-def make(config: NetworkConfig) -> Model:
+def make(config: FamilyConfig) -> Model:
     torch.manual_seed(0)
     generator, discriminator = build(config)
     for network in (generator, discriminator):
@@ -135,10 +137,13 @@ def test_a_flipped_byte_of_the_card_is_refused_or_another_digest_and_nothing_els
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    files, other = packed("dcgan"), model_files.pack(make(NetworkConfig(image_size=28, channels=1, width=3, z_dim=3)))
+    files, other = (
+        packed("dcgan"),
+        model_files.pack(make(configure("dcgan", image_size=28, channels=1, width=3, z_dim=3))),
+    )
     for name in WEIGHTS:
         assert refusal(with_weights(files, name, other[name])).startswith(f"{name} does not fit the networks: ")
-    wider = with_card(files, lambda card: card["network"].update(width=4))
+    wider = with_card(files, lambda card: card["config"].update(width=4))
     assert refusal(wider).startswith(f"{GENERATOR} does not fit the networks: ")
 
 
@@ -205,28 +210,30 @@ def update(**values: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda card: card.update(values)
 
 
-def network(**values: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda card: card["network"].update(values)
+def config(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda card: card["config"].update(values)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (update(format=2), "model.json has format 2; this version reads 1"),
-        (update(format="1"), "model.json has format '1'; this version reads 1"),
+        (update(format=3), "model.json has format 3; this version reads 1 and 2"),
+        (update(format="1"), "model.json has format '1'; this version reads 1 and 2"),
         (lambda card: card.pop("format"), "model.json is not a model card: 'format'"),
         (update(extra=1), "model.json has other fields than this version knows"),
         (lambda card: card.pop("provenance"), "model.json has other fields than this version knows"),
         (lambda card: card["files"].update(more={}), "model.json has other fields than this version knows"),
         (lambda card: card["files"].pop(GENERATOR), "model.json has other fields than this version knows"),
-        (network(extra=1), "model.json: network has other fields than this version knows"),
-        (lambda card: card["network"].pop("width"), "model.json: network has other fields than this version knows"),
-        (network(width=2.5), "model.json: network has other fields than this version knows"),
-        (network(width="2"), "model.json: network has other fields than this version knows"),
-        (network(num_classes=True), "model.json: network has other fields than this version knows"),
-        (network(network=None), "model.json: network has other fields than this version knows"),
-        (network(width=4096), "model.json is not a model card: width is 4096; it must be 1 to 512"),
-        (network(image_size=65), "model.json is not a model card: image_size is 65; it must be one of 28, 32, 64, 128"),
+        (config(extra=1), "model.json is not a model card: extra is 1; Unexpected keyword argument"),
+        (config(width=2.5), "model.json is not a model card: width is 2.5; it must be a valid integer"),
+        (config(width="2"), "model.json is not a model card: width is '2'; it must be a valid integer"),
+        (config(num_classes=True), "model.json is not a model card: num_classes is True; it must be a valid integer"),
+        (
+            update(family=None),
+            "model.json is not a model card: network is None; it must be one of " + ", ".join(FAMILIES),
+        ),
+        (config(width=4096), "model.json is not a model card: width is 4096; it must be less than or equal to 512"),
+        (config(image_size=65), "model.json is not a model card: image_size is 65; it must be 28, 32, 64 or 128"),
         (
             lambda card: card["files"][GENERATOR].update(path="/etc/passwd"),
             "model.json: files has other fields than this version knows",
@@ -276,3 +283,26 @@ def test_a_card_that_is_too_large_is_not_even_parsed() -> None:
     with pytest.raises(ModelError) as caught:
         model_files.read_card(padded + b" ")
     assert str(caught.value) == f"model.json has {MAX_CARD_BYTES + 1} bytes; at most {MAX_CARD_BYTES} are read"
+
+
+def of_format_1(files: Files) -> Files:
+    """The files with the card that earlier versions wrote."""
+
+    def change(card: dict[str, Any]) -> None:
+        card.update(format=1, network={"network": card.pop("family"), **card.pop("config")})
+
+    return with_card(files, change)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_model_of_format_1_is_read(kind: str) -> None:
+    files = packed(kind)
+    old, new = (model_files.unpack(reader(each)) for each in (of_format_1(files), files))
+    assert old.config == new.config == CONFIGS[kind]
+    assert model_files.pack(old) == files  # written again in today's format
+
+
+def test_a_field_that_a_card_lacks_has_its_default() -> None:
+    files = with_card(packed(), lambda card: card["config"].pop("z_dim"))
+    assert model_files.config_of(json.loads(files[CARD])).z_dim == 100
+    assert refusal(files).startswith(f"{GENERATOR} does not fit the networks: ")

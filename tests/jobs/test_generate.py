@@ -19,7 +19,7 @@ import ray
 import torch
 
 from dcgan import model_files, numerics
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.registry import build
 from dcgan.model_files import Model, ModelError
 from jobs import generate, verify
 from jobs.command import model_store
@@ -29,6 +29,7 @@ from pipelines.dataset import reader, shards
 from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.shards import CorruptError
 from pipelines.storage.folder import Folder
+from tests.families import configure
 
 Job = Callable[..., CompletedProcess[str]]
 Make = Callable[..., Path]
@@ -358,7 +359,7 @@ def test_dry_run_writes_nothing(make: Make, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_model_without_classes(make: Make, one_thread: None, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    network = NetworkConfig(network="keras", image_size=28, channels=1, z_dim=16, num_classes=0)
+    network = configure("keras", image_size=28, channels=1, z_dim=16, num_classes=0)
     model_store.save(Model(*build(network), None, {}), Folder(str(tmp_path / "model")))
     output = make(tmp_path / "synthetic", model=str(tmp_path / "model"), count=20, shard_size=20, batch_size=8)
     rows = pq.read_table(output / "manifest" / "000000.parquet").to_pylist()

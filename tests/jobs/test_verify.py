@@ -17,7 +17,7 @@ import ray
 import torch
 
 from dcgan import model_files, numerics
-from dcgan.families.networks import build
+from dcgan.families.registry import build
 from dcgan.model_files import Model
 from jobs import curate, generate, verify
 from jobs.command import model_store

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from dcgan.evaluation.features import FeaturesError
 from dcgan.exploration.discriminator_features import GRID, convolution_blocks, discriminator_features, untrained
-from dcgan.families.networks import Discriminator, NetworkConfig, Projection
+from dcgan.families.family import Discriminator, FamilyConfig
+from dcgan.families.layers import Projection
+from tests.families import configure
 
 CONFIGS = {
-    "dcgan28": NetworkConfig(image_size=28, channels=1, width=4, num_classes=3),
-    "cdcgan28": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=4, num_classes=3),
-    "dcgan64": NetworkConfig(image_size=64, channels=3, width=2),
-    "keras": NetworkConfig(network="keras", image_size=28, channels=1),
+    "dcgan28": configure("dcgan", image_size=28, channels=1, width=4, num_classes=3),
+    "cdcgan28": configure("cdcgan", image_size=28, channels=1, width=4, num_classes=3),
+    "dcgan64": configure("dcgan", image_size=64, channels=3, width=2),
+    "keras": configure("keras", image_size=28, channels=1),
 }
 
 
@@ -42,7 +44,7 @@ def naive(discriminator: Discriminator, images_NHWC: np.ndarray) -> np.ndarray:
     return np.concatenate(features, 1)
 
 
-def noise(config: NetworkConfig, count: int) -> np.ndarray:
+def noise(config: FamilyConfig, count: int) -> np.ndarray:
     size = config.image_size
     return np.random.default_rng(0).integers(0, 256, (count, size, size, config.channels), np.uint8)
 
@@ -62,7 +64,7 @@ def test_features_are_the_maxima_of_every_layer(name: str) -> None:
 
 
 def test_digits28_has_3072() -> None:
-    config = NetworkConfig(network="cdcgan", image_size=28, channels=1, width=64, num_classes=10)
+    config = configure("cdcgan", image_size=28, channels=1, width=64, num_classes=10)
     assert discriminator_features(untrained(config, 0), "d", "").size == (64 + 128) * 16
 
 
@@ -80,6 +82,6 @@ def test_an_untrained_one_follows_from_its_seed_and_disturbs_no_other() -> None:
 
 
 def test_a_network_without_convolutions_is_refused() -> None:
-    discriminator = untrained(NetworkConfig(network="gan", image_size=28, channels=1), 0)
+    discriminator = untrained(configure("gan", image_size=28, channels=1), 0)
     with pytest.raises(FeaturesError, match=r"^a gan network has no convolutions to look at$"):
         convolution_blocks(discriminator)

@@ -7,12 +7,13 @@ from torch import nn
 
 from dcgan.exploration.discriminator_features import untrained
 from dcgan.exploration.guided_backpropagation import Gaze
-from dcgan.families.networks import Discriminator, NetworkConfig
+from dcgan.families.family import Discriminator, FamilyConfig
+from tests.families import configure
 
 
 def tiny(first: list[float], second: list[float]) -> Discriminator:
     """One pixel -> two hidden units -> one unit, all of it 1x1 convolutions."""
-    discriminator = untrained(NetworkConfig(image_size=28, channels=1, width=1), 0)
+    discriminator = untrained(configure("dcgan", image_size=28, channels=1, width=1), 0)
     layers = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)
     with torch.no_grad():
         layers[0].weight.copy_(torch.tensor(first).view(2, 1, 1, 1))
@@ -48,13 +49,13 @@ def test_the_unit_is_looked_back_from_where_it_answers_most() -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (NetworkConfig(image_size=28, channels=1, width=8), 10),
-        (NetworkConfig(network="cdcgan", image_size=28, channels=1, width=8, num_classes=3), 10),
-        (NetworkConfig(image_size=64, channels=3, width=4), 46),
-        (NetworkConfig(network="keras", image_size=28, channels=1), 31),
+        (configure("dcgan", image_size=28, channels=1, width=8), 10),
+        (configure("cdcgan", image_size=28, channels=1, width=8, num_classes=3), 10),
+        (configure("dcgan", image_size=64, channels=3, width=4), 46),
+        (configure("keras", image_size=28, channels=1), 31),
     ],
 )
-def test_a_units_field_is_where_its_gradient_is(config: NetworkConfig, field: int) -> None:
+def test_a_units_field_is_where_its_gradient_is(config: FamilyConfig, field: int) -> None:
     size = config.image_size
     images_NHWC = np.random.default_rng(0).integers(0, 256, (40, size, size, config.channels), np.uint8)
     gaze = Gaze(untrained(config, 0))

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from dcgan.families.networks import IMAGE_SIZES, NETWORKS, JoinClass, NetworkConfig, Projection, build
+from dcgan.families.family import IMAGE_SIZES, FamilyConfig
+from dcgan.families.layers import JoinClass, Projection
+from dcgan.families.registry import FAMILIES, build
+from tests.families import configure
 
 # extents and channels of the maps between latent and image, at width 4
 MAPS = {28: [(7, 8), (14, 4)], 32: [(4, 16), (8, 8), (16, 4)], 64: [(4, 32), (8, 16), (16, 8), (32, 4)]}
@@ -21,10 +24,9 @@ SHAPES = [
 ]
 
 
-def config(network: str, image_size: int, channels: int, num_classes: int, **more: Any) -> NetworkConfig:
-    return NetworkConfig(
-        network=network, image_size=image_size, channels=channels, num_classes=num_classes, width=4, z_dim=10, **more
-    )
+def config(network: str, image_size: int, channels: int, num_classes: int, **more: Any) -> FamilyConfig:
+    shape = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+    return configure(network, **shape, width=4, z_dim=10, **more)
 
 
 def labels(count: int, num_classes: int) -> torch.Tensor | None:
@@ -83,7 +85,7 @@ def test_maps_double_in_extent_and_halve_in_channels(image_size: int) -> None:
 
 
 def test_at_the_papers_size_the_generators_maps_are_the_papers() -> None:
-    settings = NetworkConfig(image_size=64, channels=3, width=128, z_dim=100)
+    settings = configure("dcgan", image_size=64, channels=3, width=128, z_dim=100)
     assert (settings.base, settings.widths) == (4, [1024, 512, 256, 128])
     generator, discriminator = build(settings)
     assert generator.project.linear.weight.shape == (4 * 4 * 1024, 100)
@@ -107,7 +109,7 @@ def test_batch_norm_is_everywhere_but_at_the_output_and_the_input() -> None:
 def test_the_cdcgan_is_the_papers_for_mnist() -> None:
     """The shapes of Radford et al.'s mnist/train_cond_dcgan.py, but kernels of 4x4 for 5x5, and 512 units for 1,024."""
     generator, discriminator = build(
-        NetworkConfig(network="cdcgan", image_size=28, channels=1, width=64, z_dim=100, num_classes=10)
+        configure("cdcgan", image_size=28, channels=1, width=64, z_dim=100, num_classes=10)
     )
 
     def outline(layers: Iterable[nn.Module]) -> list[Any]:
@@ -145,7 +147,7 @@ def test_the_class_is_joined_as_channels_of_zeros_and_ones() -> None:
 
 
 def test_the_keras_network_is_keras_layer_by_layer() -> None:
-    generator, discriminator = build(NetworkConfig(network="keras", image_size=28, channels=1, z_dim=100))
+    generator, discriminator = build(configure("keras", image_size=28, channels=1, z_dim=100))
     assert generator.project.linear.weight.shape == (7 * 7 * 128, 100)
 
     def outline(layers: nn.Sequential) -> list[tuple[Any, ...]]:
@@ -174,7 +176,7 @@ def test_the_keras_network_is_keras_layer_by_layer() -> None:
 
 def test_the_gan_is_goodfellows() -> None:
     """1x1 convolutions of 1x1 maps: fully connected, and pixels in their order."""
-    generator, discriminator = build(NetworkConfig(network="gan", image_size=28, channels=3, z_dim=100))
+    generator, discriminator = build(configure("gan", image_size=28, channels=3, z_dim=100))
     assert [layer.weight.shape[:2] for layer in generator.layers if isinstance(layer, nn.Conv2d)] == [
         (1200, 1200),
         (3 * 28 * 28, 1200),
@@ -190,7 +192,7 @@ def test_the_gan_is_goodfellows() -> None:
     assert discriminator.head.weight.shape == (1, 240)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", FAMILIES)
 def test_the_label_decides_the_image_and_the_logit(network: str) -> None:
     generator, discriminator = (each.eval() for each in build(config(network, 28, 1, 3)))
     z_BZ = torch.randn(1, 10).expand(3, -1)
@@ -218,9 +220,9 @@ def test_maps_are_channels_last_from_the_first_on() -> None:
     assert discriminator.layers(image_BCHW).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", FAMILIES)
 def test_initial_weights_are_the_papers(network: str) -> None:
-    settings = NetworkConfig(network=network, image_size=28, channels=1, width=64, z_dim=100, num_classes=10)
+    settings = configure(network, image_size=28, channels=1, width=64, z_dim=100, num_classes=10)
     for model in build(settings):
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
@@ -249,24 +251,33 @@ def test_the_seed_decides_the_initial_weights() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "vae"}, "network is 'vae'; it must be one of dcgan, cdcgan, keras, gan"),
-        ({"image_size": 48}, "image_size is 48; it must be one of 28, 32, 64, 128"),
-        ({"image_size": 256}, "image_size is 256; it must be one of 28, 32, 64, 128"),
-        ({"network": "keras", "image_size": 32}, "image_size is 32; the keras network makes 28x28 only"),
+        ({"image_size": 48}, "image_size is 48; it must be 28, 32, 64 or 128"),
+        ({"image_size": 256}, "image_size is 256; it must be 28, 32, 64 or 128"),
+        ({"image_size": "28"}, "image_size is '28'; it must be 28, 32, 64 or 128"),
         ({"channels": 2}, "channels is 2; it must be 1 or 3"),
         ({"channels": 4}, "channels is 4; it must be 1 or 3"),
-        ({"width": 0}, "width is 0; it must be 1 to 512"),
-        ({"width": 513}, "width is 513; it must be 1 to 512"),
-        ({"z_dim": 0}, "z_dim is 0; it must be 1 to 4096"),
-        ({"z_dim": 4097}, "z_dim is 4097; it must be 1 to 4096"),
-        ({"num_classes": -1}, "num_classes is -1; it must be 0 to 10000"),
-        ({"num_classes": 10_001}, "num_classes is 10001; it must be 0 to 10000"),
+        ({"width": 0}, "width is 0; it must be greater than or equal to 1"),
+        ({"width": 513}, "width is 513; it must be less than or equal to 512"),
+        ({"z_dim": 0}, "z_dim is 0; it must be greater than or equal to 1"),
+        ({"z_dim": 4097}, "z_dim is 4097; it must be less than or equal to 4096"),
+        ({"num_classes": -1}, "num_classes is -1; it must be greater than or equal to 0"),
+        ({"num_classes": 10_001}, "num_classes is 10001; it must be less than or equal to 10000"),
     ],
 )
 def test_a_configuration_that_cannot_be_built_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        NetworkConfig(**changes)
+        configure("dcgan", **changes)
     allowed = {"width": (1, 512), "z_dim": (1, 4096), "num_classes": (0, 10_000), "channels": (1, 3)}
     for name in changes.keys() & allowed.keys():
         for value in allowed[name]:
-            assert getattr(NetworkConfig(**{name: value}), name) == value
+            assert getattr(configure("dcgan", **{name: value}), name) == value
+
+
+def test_a_family_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^network is 'vae'; it must be one of dcgan, cdcgan, keras, gan$"):
+        configure("vae")
+
+
+def test_a_family_may_allow_less_than_others() -> None:
+    with pytest.raises(ValueError, match=r"^image_size is 32; it must be 28$"):
+        configure("keras", image_size=32)

@@ -1,15 +1,23 @@
 """The CPU's own convolutions against the plain layers: outputs, gradients, and gradients of gradients."""
 
-import copy
 import itertools
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.registry import build
 from dcgan.sampling import cpu_kernels
 from dcgan.sampling.cpu_kernels import CpuConv2d, CpuConvTranspose2d
+from dcgan.training.step import CPU_KERNELS
+from tests.families import configure
+
+
+def test_a_layer_of_another_shape_is_refused() -> None:
+    for kind in (CpuConv2d, CpuConvTranspose2d):
+        with pytest.raises(AssertionError, match="kernel, stride and padding"):
+            kind(3, 5, 3, 2, 1)
+
 
 LAYERS = [
     *itertools.product([nn.Conv2d, nn.ConvTranspose2d], [(3, 5), (1, 4), (6, 8), (5, 3)], (4, 8, 12), (False, True)),
@@ -21,8 +29,9 @@ def pair(kind: type[nn.Conv2d | nn.ConvTranspose2d], shape: tuple[int, int], bia
     torch.manual_seed(0)
     channels = shape if kind is nn.Conv2d else shape[::-1]
     plain = kind(*channels, 4, 2, 1, bias=bias).to(memory_format=torch.channels_last)
-    swapped = copy.deepcopy(plain)
-    cpu_kernels.use_cpu_kernels(swapped)
+    ours = CpuConv2d if kind is nn.Conv2d else CpuConvTranspose2d
+    swapped = ours(*channels, 4, 2, 1, bias=bias).to(memory_format=torch.channels_last)
+    swapped.load_state_dict(plain.state_dict())
     return plain, swapped
 
 
@@ -106,13 +115,14 @@ def test_without_gradients_the_plain_layer_runs() -> None:
             assert torch.equal(swapped(maps(plain, 16)), plain(maps(plain, 16)))
 
 
-def test_a_network_keeps_its_parameters_names_and_layout_and_only_fitting_layers_change() -> None:
-    keras = NetworkConfig(network="keras", image_size=28, channels=1)
-    for config, swapped in ((NetworkConfig(width=4), 8), (keras, 0)):
+def test_a_network_of_them_has_the_same_parameters_names_and_layout() -> None:
+    keras = configure("keras", image_size=28, channels=1)
+    for config, swapped in ((configure("dcgan", image_size=64, channels=3, width=4), 8), (keras, 0)):
+        torch.manual_seed(0)
         networks = build(config)
         before = [{name: (value, value.stride()) for name, value in each.state_dict().items()} for each in networks]
-        for network in networks:
-            cpu_kernels.use_cpu_kernels(network)
+        torch.manual_seed(0)
+        networks = build(config, CPU_KERNELS)
         after = [{name: (value, value.stride()) for name, value in each.state_dict().items()} for each in networks]
         assert [each.keys() for each in before] == [each.keys() for each in after]
         for old, new in zip(before, after, strict=True):

@@ -8,25 +8,27 @@ import torch
 from torch import nn
 
 from dcgan import model_files
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.family import FamilyConfig
+from dcgan.families.registry import build
 from dcgan.model_files import Model
 from dcgan.numerics import Arithmetic
 from dcgan.sampling import latents, sampler
 from dcgan.sampling.sampler import SampleError, Sampler
+from tests.families import configure
 
 FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat16)
 CONFIGS = {
-    "dcgan 28": NetworkConfig(image_size=28, channels=1, width=16, z_dim=100, num_classes=3),
-    "dcgan 64": NetworkConfig(image_size=64, channels=3, width=8, z_dim=21),
-    "cdcgan": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=4, z_dim=100, num_classes=3),
-    "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=100, num_classes=2),
-    "gan": NetworkConfig(network="gan", image_size=28, channels=1, z_dim=100, num_classes=2),
+    "dcgan 28": configure("dcgan", image_size=28, channels=1, width=16, z_dim=100, num_classes=3),
+    "dcgan 64": configure("dcgan", image_size=64, channels=3, width=8, z_dim=21),
+    "cdcgan": configure("cdcgan", image_size=28, channels=1, width=4, z_dim=100, num_classes=3),
+    "keras": configure("keras", image_size=28, channels=1, width=1, z_dim=100, num_classes=2),
+    "gan": configure("gan", image_size=28, channels=1, z_dim=100, num_classes=2),
 }
 # odd ones above all: kernels treat what is left over after their last full block of rows in another way
 BATCHES = (1, 5, 32, 33, 50)
 
 
-def make(config: NetworkConfig) -> Model:
+def make(config: FamilyConfig) -> Model:
     """A model whose batch norms do something and whose images vary, as trained ones do."""
     torch.manual_seed(0)
     networks = build(config)

@@ -10,12 +10,12 @@ import torch
 from torch import distributed, multiprocessing
 
 from dcgan import model_files
-from dcgan.families.networks import NetworkConfig
 from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
+from tests.families import configure
 
-NETWORK = NetworkConfig(image_size=28, channels=1, width=4, z_dim=6, num_classes=2)
+NETWORK = configure("dcgan", image_size=28, channels=1, width=4, z_dim=6, num_classes=2)
 SHARE, BATCH, STEPS = 4, 8, 3
 METHODS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     "log": ({}, torch.float32),

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.family import FamilyConfig
+from dcgan.families.registry import build
 from dcgan.training.losses import LOSSES, gradient_penalty
+from tests.families import configure
 
 LOG, HINGE = LOSSES["log"], LOSSES["hinge"]
 
@@ -136,13 +138,13 @@ def test_the_penalty_is_taken_between_real_and_fake_images_at_places_that_the_se
 @pytest.mark.parametrize(
     "config",
     [
-        NetworkConfig(image_size=28, channels=1, width=4, z_dim=6, num_classes=3),
-        NetworkConfig(image_size=32, channels=3, width=2, z_dim=6),
-        NetworkConfig(network="keras", image_size=28, channels=1, z_dim=6),  # has dropout
+        configure("dcgan", image_size=28, channels=1, width=4, z_dim=6, num_classes=3),
+        configure("dcgan", image_size=32, channels=3, width=2, z_dim=6),
+        configure("keras", image_size=28, channels=1, z_dim=6),  # has dropout
     ],
     ids=["dcgan with classes", "dcgan", "keras"],
 )
-def test_the_penalty_can_be_differentiated_by_the_weights_of_each_network(config: NetworkConfig) -> None:
+def test_the_penalty_can_be_differentiated_by_the_weights_of_each_network(config: FamilyConfig) -> None:
     """Against differences of the penalty along its own gradient."""
     torch.manual_seed(0)
     _, discriminator = build(config)
@@ -173,7 +175,7 @@ def test_the_penalty_can_be_differentiated_by_the_weights_of_each_network(config
 
 def test_the_penalty_is_in_float32_under_autocast_and_keeps_no_batch_statistics() -> None:
     torch.manual_seed(0)
-    _, discriminator = build(NetworkConfig(image_size=28, channels=1, width=4, z_dim=6))
+    _, discriminator = build(configure("dcgan", image_size=28, channels=1, width=4, z_dim=6))
     real, fake = pictures(1, 8, 1, 28), pictures(2, 8, 1, 28)
     before = {name: value.clone() for name, value in discriminator.state_dict().items()}
     found = []

@@ -8,25 +8,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from dcgan import model_files
-from dcgan.families.networks import NetworkConfig
+from dcgan.configuration import reason
+from dcgan.families.family import FamilyConfig
 from dcgan.numerics import Arithmetic
 from dcgan.sampling import latents
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.losses import LOSSES
 from dcgan.training.state import NonFiniteError, check_finite, check_state, check_weights
 from dcgan.training.step import Training
+from tests.families import configure
 
 FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat16)
 BATCH = 8
 NETWORKS = {
-    "dcgan": NetworkConfig(image_size=28, channels=1, width=4, z_dim=6),
-    "dcgan with classes": NetworkConfig(image_size=32, channels=3, width=2, z_dim=6, num_classes=3),
-    "cdcgan": NetworkConfig(network="cdcgan", image_size=28, channels=1, width=8, z_dim=6, num_classes=2),
-    "keras": NetworkConfig(network="keras", image_size=28, channels=1, width=1, z_dim=6, num_classes=2),  # has dropout
-    "gan": NetworkConfig(network="gan", image_size=28, channels=3, z_dim=6),
+    "dcgan": configure("dcgan", image_size=28, channels=1, width=4, z_dim=6),
+    "dcgan with classes": configure("dcgan", image_size=32, channels=3, width=2, z_dim=6, num_classes=3),
+    "cdcgan": configure("cdcgan", image_size=28, channels=1, width=8, z_dim=6, num_classes=2),
+    "keras": configure("keras", image_size=28, channels=1, width=1, z_dim=6, num_classes=2),  # has dropout
+    "gan": configure("gan", image_size=28, channels=3, z_dim=6),
 }
 WITH_MEANS = [kind for kind in NETWORKS if kind != "cdcgan"]  # between real and fake logits, from the first step on
 METHODS: list[dict[str, Any]] = [
@@ -47,7 +50,7 @@ def start(kind: str = "dcgan", arithmetic: Arithmetic = FLOAT, seed: int = 3, **
     return Training(NETWORKS[kind], MethodConfig(**method), arithmetic, seed)
 
 
-def batch(network: NetworkConfig, number: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(network: FamilyConfig, number: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(number)
     shape = (BATCH, network.image_size, network.image_size, network.channels)
     return rng.integers(0, 256, shape, np.uint8), rng.integers(0, max(1, network.num_classes), BATCH)
@@ -148,7 +151,7 @@ def test_ranks_with_unequal_shares_count_each_image_alike(tmp_path: Path) -> Non
 
 
 def test_a_state_of_other_networks_is_refused() -> None:
-    other = Training(NetworkConfig(image_size=28, channels=1, width=5, z_dim=6), MethodConfig(), FLOAT, 0)
+    other = Training(configure("dcgan", image_size=28, channels=1, width=5, z_dim=6), MethodConfig(), FLOAT, 0)
     for state in (start("dcgan with classes").state(), start("keras").state(), {}):
         with pytest.raises(RuntimeError):
             other.load_state(state)
@@ -433,7 +436,7 @@ def test_compiled_networks_learn_the_same(arithmetic: Arithmetic) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "gan"}, "loss is 'gan'; it must be one of log, hinge, wgan, wgan-gp"),
+        ({"loss": "gan"}, "loss is 'gan'; it must be 'log', 'hinge', 'wgan' or 'wgan-gp'"),
         (
             {"loss": "wgan-gp", "label_smoothing": 0.1},
             "label_smoothing is 0.1; it must be 0 with loss wgan-gp, which has no target",
@@ -447,19 +450,20 @@ def test_compiled_networks_learn_the_same(arithmetic: Arithmetic) -> None:
             "sync_batch_norm is set with loss wgan-gp, whose penalty it would change: the points between real and fake "
             "images are normalised by each worker's own statistics; leave it out, or take another loss",
         ),
-        ({"clip": 0.0}, "clip is 0.0; it must be above 0 and at most 1"),
-        ({"gradient_penalty": -1.0}, "gradient_penalty is -1.0; it must be above 0 and at most 1000"),
+        ({"clip": 0.0}, "clip is 0.0; it must be greater than 0"),
+        ({"gradient_penalty": -1.0}, "gradient_penalty is -1.0; it must be greater than 0"),
         ({"augment": "flip"}, "augment is 'flip'; it must be some of color,translation,cutout, joined by commas"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be 0.0 to 0.5"),
-        ({"label_smoothing": 0.6}, "label_smoothing is 0.6; it must be 0.0 to 0.5"),
-        ({"beta1": 1.0}, "beta1 is 1.0; it must be 0.0 to 0.999"),
-        ({"ema": 1.0}, "ema is 1.0; it must be 0.0 to 0.99999"),
-        ({"ema": math.nan}, "ema is nan; it must be 0.0 to 0.99999"),
-        ({"generator_lr": 0.0}, "generator_lr is 0.0; it must be above 0 and at most 1"),
-        ({"discriminator_lr": 1.5}, "discriminator_lr is 1.5; it must be above 0 and at most 1"),
-        ({"discriminator_lr": math.nan}, "discriminator_lr is nan; it must be above 0 and at most 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be greater than or equal to 0"),
+        ({"label_smoothing": 0.6}, "label_smoothing is 0.6; it must be less than or equal to 0.5"),
+        ({"beta1": 1.0}, "beta1 is 1.0; it must be less than or equal to 0.999"),
+        ({"ema": 1.0}, "ema is 1.0; it must be less than or equal to 0.99999"),
+        ({"ema": math.nan}, "ema is nan; it must be a finite number"),
+        ({"generator_lr": 0.0}, "generator_lr is 0.0; it must be greater than 0"),
+        ({"discriminator_lr": 1.5}, "discriminator_lr is 1.5; it must be less than or equal to 1"),
+        ({"discriminator_lr": math.nan}, "discriminator_lr is nan; it must be a finite number"),
     ],
 )
 def test_a_method_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(ValidationError) as caught:
         MethodConfig(**changes)
+    assert reason(caught.value) == message

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from dcgan import model_files
-from dcgan.families.networks import NetworkConfig, build
+from dcgan.families.registry import build
 from dcgan.model_files import CARD, WEIGHTS, Model, ModelError
 from jobs.command import model_store
 from jobs.training import run_store
 from pipelines.storage.folder import Folder
+from tests.families import configure
 
 
 def make(seed: int) -> Model:
     torch.manual_seed(seed)
-    return Model(*build(NetworkConfig(image_size=28, channels=1, width=1, z_dim=3)), None, {"images": seed})
+    return Model(*build(configure("dcgan", image_size=28, channels=1, width=1, z_dim=3)), None, {"images": seed})
 
 
 def replace(run: Folder, model: Model, tick: int) -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dcgan.evaluation.tick_metric import RandomFeatures, diversity
-from dcgan.families.networks import NetworkConfig
 from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.training.diagnostics import ALIKE, PATIENCE, STRONG, warnings
+from tests.families import configure
 
 HEALTHY = {"loss_d": 0.9, "loss_g": 1.2, "real_accuracy": 0.8, "fake_accuracy": 0.85, "diversity": 0.9}
 STRONG_D = {"real_accuracy": STRONG, "fake_accuracy": 1.0}
@@ -41,7 +41,7 @@ def test_a_discriminator_that_is_too_strong() -> None:
         "the discriminator is too strong: from 40,000 to 80,000 images it told at least 98% of the real and of the "
         "fake images, which leaves the generator little to learn from; in a new --run try a lower --discriminator-lr, "
         "--label-smoothing 0.1, --augment color,translation,cutout for a small dataset, or --loss wgan-gp "
-        "(not with cdcgan)"
+        "where the network allows it"
     ]
     for one_side in ({"real_accuracy": 1.0}, {"fake_accuracy": 1.0}, {**STRONG_D, "real_accuracy": STRONG - 0.001}):
         assert warnings(ticks(*[one_side] * 5), "log") == []
@@ -94,7 +94,7 @@ def test_what_showed_first_is_told_first() -> None:
 
 def test_a_generator_that_does_not_learn_is_seen(one_thread: None) -> None:
     """A real training of a few steps: noise is told from stripes at once, and all noise looks alike."""
-    network = NetworkConfig(image_size=28, channels=1, width=4, z_dim=6)
+    network = configure("dcgan", image_size=28, channels=1, width=4, z_dim=6)
     method = MethodConfig(generator_lr=1e-9, discriminator_lr=2e-3)
     training = Training(network, method, Arithmetic("cpu", torch.float32), seed=0)
     features = RandomFeatures(1)

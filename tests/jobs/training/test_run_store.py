@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from dcgan import model_files
-from dcgan.families.networks import NetworkConfig
 from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
@@ -21,8 +20,9 @@ from jobs.command.settings import UsageError
 from jobs.training import loop, run_store
 from pipelines.dataset.shards import CorruptError
 from pipelines.storage.folder import Folder, MissingError, StorageError, UnreachableError
+from tests.families import configure
 
-NETWORK = NetworkConfig(image_size=28, channels=1, width=4, z_dim=6)
+NETWORK = configure("dcgan", image_size=28, channels=1, width=4, z_dim=6)
 COURSE = run_store.Course(NETWORK, batch=16, tick=32, total=96)
 TICK = {
     **{"images": 32, "loss_d": 1.0, "loss_g": 1.0, "real_accuracy": 0.5, "fake_accuracy": 0.5, "diversity": 0.9},
