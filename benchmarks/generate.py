@@ -88,7 +88,7 @@ class Bench:
             "arithmetic": fingerprint(self.chosen),
         }
         writer.claim(folder, identity, {})
-        model_store.put(model_store.read(self.source).files, folder / model_store.CARRIED)
+        model_store.store_files(model_store.read(self.source).files, folder / model_store.IN_DATASET)
         return folder
 
     def bare(self, count: int) -> float:
@@ -206,7 +206,7 @@ def _per_second(call: Callable[[], object], seconds: float = 1.5) -> float:
 
 def _model(arguments: argparse.Namespace) -> Model:
     if arguments.model:
-        return model_store.take(Folder(arguments.model)).model
+        return model_store.open_model(Folder(arguments.model)).model
     torch.manual_seed(0)
     config = SHAPES[arguments.shape]
     generator, discriminator = build(config)

@@ -23,7 +23,7 @@ from jobs.command import model_store
 from jobs.command.progress import Progress
 from jobs.command.settings import ClusterSettings, LostWorkError, Number, Url, UsageError, run
 from jobs.selection import rules
-from jobs.selection.rules import Choice, Scores
+from jobs.selection.rules import RuleResult, Scores
 from pipelines.dataset import layout, reader, selection
 from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import ShardRecord
@@ -78,7 +78,7 @@ class ScoreShard:
     def __init__(self, url: str, holdout: str, chosen: Arithmetic) -> None:
         folder, self.holdout = Folder(url), Folder(holdout)
         index, self.real = reader.open_sealed(folder), reader.open_sealed(self.holdout)
-        model = model_store.load_named(folder / model_store.CARRIED, index.identity["model"])
+        model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity["model"])
         self.sampler = Sampler(model, chosen, index.identity["batch"])
 
     def __call__(self, shard: int) -> dict[str, Any]:
@@ -101,22 +101,22 @@ def main(settings: CurateSettings) -> None:
         raise UsageError(f"--output {output}: inside the dataset, which stays as it was sealed; name another place")
     real_N, about = _real_logits(settings, folder, index) if settings.rule == "drs" else (None, {})
     scores = read_scores(folder, index)
-    choice = _choose(settings, scores, real_N)
-    if not choice.taken_N.any():
+    result = _choose(settings, scores, real_N)
+    if not result.selected_N.any():
         hint = "; use a lower --min-logit" if settings.rule == "threshold" else ""
         raise UsageError(f"{folder}: no image is taken; the largest logit is {scores.logit_N.max():.4g}{hint}")
-    classes = rules.counts(scores.label_N, choice.taken_N)
+    classes = rules.counts(scores.label_N, result.selected_N)
     facts = Facts(
         dataset=index.root,
         rule=settings.rule,
-        parameters=choice.parameters,
+        parameters=result.parameters,
         images=index.samples,
         classes=classes,
-        report={**choice.report, **choice.columns, **about},
+        report={**result.report, **result.columns, **about},
     )
-    data = selection.encode(facts, scores.index_N[choice.taken_N])
+    data = selection.encode(facts, scores.index_N[result.selected_N])
     new = _publish(output, data)
-    _print(folder, index, facts, choice)
+    _print(folder, index, facts, result)
     digest = selection.decode(data, output).digest
     print(f"curate: {output}: {len(data):,} bytes, sha256 {digest[:12]}{'' if new else '; it was there already'}")
     print(f"curate: next: jobs/evaluate.py --fake {folder} --selection {output}")
@@ -152,7 +152,7 @@ def read_scores(folder: Folder, index: Index) -> Scores:
     return Scores(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
-def _choose(settings: CurateSettings, scores: Scores, real_N: np.ndarray | None) -> Choice:
+def _choose(settings: CurateSettings, scores: Scores, real_N: np.ndarray | None) -> RuleResult:
     if settings.rule == "threshold":
         return rules.threshold(scores, settings.min_logit)
     if settings.rule == "top":
@@ -179,7 +179,7 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
     if index.classes and real.classes != index.classes:
         names = [", ".join(one.classes or ["none"])[:60] for one in (real, index)]
         raise UsageError(f"--holdout {holdout} has the classes {names[0]}, but --dataset {folder} has {names[1]}")
-    model = model_store.load_named(folder / model_store.CARRIED, index.identity["model"])
+    model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity["model"])
     trained_on = model.provenance.get("data") == real.root
     if trained_on:
         print(
@@ -221,22 +221,22 @@ def _publish(output: str, data: bytes) -> bool:
     return False
 
 
-def _print(folder: Folder, index: Index, facts: Facts, choice: Choice) -> None:
+def _print(folder: Folder, index: Index, facts: Facts, result: RuleResult) -> None:
     """What was taken, class by class where they are few, and by which numbers."""
-    report, taken = facts.report, int(choice.taken_N.sum())
+    report, taken = facts.report, int(result.selected_N.sum())
     if facts.rule == "drs":
         _print_calibration(report)
-    print(f"{'class':<16}{'images':>10}{'taken':>10}{'share':>9}" + "".join(f"{name:>14}" for name in choice.columns))
+    print(f"{'class':<16}{'images':>10}{'taken':>10}{'share':>9}" + "".join(f"{name:>14}" for name in result.columns))
     for row, one in enumerate(facts.classes[:_PRINTED]):
         name = "all" if one["label"] is None else (index.classes or [])[one["label"]][:15]
-        numbers = "".join(f"{values[row]:>14.4g}" for values in choice.columns.values())
+        numbers = "".join(f"{values[row]:>14.4g}" for values in result.columns.values())
         share = (one["taken"] or 0) / (one["of"] or 1)
         print(f"{name:<16}{one['of']:>10,}{one['taken']:>10,}{share:>9.1%}{numbers}")
     if len(facts.classes) > _PRINTED:
         print(f"curate: and {len(facts.classes) - _PRINTED} classes more, in the file's footer")
     if report.get("tied_left_out"):
         print(f"curate: {report['tied_left_out']:,} images tie with the last ones taken: the lowest keys were taken")
-    settings = ", ".join(f"{name} {value:g}" for name, value in choice.parameters.items())
+    settings = ", ".join(f"{name} {value:g}" for name, value in result.parameters.items())
     share = taken / facts.images
     print(f"curate: {folder}: {facts.rule} ({settings}): {taken:,} of {facts.images:,} images taken ({share:.1%})")
     if facts.rule == "drs":

@@ -22,9 +22,9 @@ from dcgan.evaluation.features import Features, FeaturesError
 from jobs.cluster import connection
 from jobs.command.settings import ClusterSettings, Number, Url, UsageError, run
 from jobs.evaluation import accuracy_score, feature_pass, metrics, report
-from jobs.evaluation.accuracy_score import Lesson
-from jobs.evaluation.feature_pass import Gathered, Plan
-from jobs.evaluation.metrics import FEWEST, Exam, Row
+from jobs.evaluation.accuracy_score import ClassifierTraining
+from jobs.evaluation.feature_pass import DatasetFeatures, PassPlan
+from jobs.evaluation.metrics import FEWEST, ClassifierTest, Row
 from pipelines import images
 from pipelines.dataset import claim, layout, reader, selection, writer
 from pipelines.dataset.layout import Index
@@ -33,7 +33,7 @@ from pipelines.loading import loader
 from pipelines.storage.folder import Folder
 
 RESULT = "evaluation.json"
-PAGE = "evaluation.html"
+REPORT = "evaluation.html"
 PAIRS = 12
 
 
@@ -84,11 +84,11 @@ def main(settings: EvaluateSettings) -> None:
         raise UsageError(f"--output {output}: a dataset is here; name another folder")
     indexes = {role: selection.open_through(folder, selections.get(role)) for role, folder in folders.items()}
     classes = _common(folders, indexes)
-    lessons = _lessons(settings, folders, indexes, len(classes))
-    plan = Plan(
+    trainings = _classifier_trainings(settings, folders, indexes, len(classes))
+    plan = PassPlan(
         {role: folder.url for role, folder in folders.items()},
         settings.features,
-        _weights(settings, lessons, output),
+        _weights(settings, trainings, output),
         settings.images,
         settings.seed,
         len(classes),
@@ -97,16 +97,16 @@ def main(settings: EvaluateSettings) -> None:
     if settings.features != "classifier":
         _features(plan, indexes["real"])  # what is wrong with them is told before anything starts
     pool = connection.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
-    wrong = accuracy_score.teach(lessons, output, pool)
+    wrong = accuracy_score.train_classifiers(trainings, output, pool)
     protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))  # which are the actors' to keep
     key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
-    gathered = feature_pass.gather(plan, indexes, output, key, pool)
-    exams = _exams(plan, gathered, lessons, wrong)
-    rows = metrics.rows(gathered, len(classes), settings.repeats, settings.seed, exams)
-    _write(output, protocol, classes, rows, gathered, _pairs(folders, indexes, gathered))
+    measured = feature_pass.run_pass(plan, indexes, output, key, pool)
+    tests = _classifier_tests(plan, measured, trainings, wrong)
+    rows = metrics.rows(measured, len(classes), settings.repeats, settings.seed, tests)
+    _write(output, protocol, classes, rows, measured, _pairs(folders, indexes, measured))
     writer.discard(output, feature_pass.PARTS)
     _print(rows, protocol, settings)
-    print(f"evaluate: {output}/{RESULT} and {PAGE}")
+    print(f"evaluate: {output}/{RESULT} and {REPORT}")
 
 
 def _write(
@@ -114,7 +114,7 @@ def _write(
     protocol: Mapping[str, Any],
     classes: Sequence[str],
     rows: Sequence[Row],
-    gathered: Mapping[str, Gathered],
+    measured: Mapping[str, DatasetFeatures],
     pairs: Sequence[tuple[float, str, str, tuple[Pixels, Pixels]]],
 ) -> None:
     """The page, then the numbers."""
@@ -126,9 +126,9 @@ def _write(
         "closest": [{"distance": distance, "fake": fake, "real": real} for distance, fake, real, _ in pairs],
     }
     picture = images.grid([[p[n] for *_, p in pairs] for n in range(2)], scale=max(1, 64 // pairs[0][3][0].shape[0]))
-    samples = {role: metrics.Sample(one.features_NF, one.label_N) for role, one in gathered.items()}
-    html = report.render(protocol, classes, rows, metrics.nearest_distances(samples), images.encode(picture))
-    output.write(PAGE, html.encode())
+    samples = {role: metrics.Sample(one.features_NF, one.label_N) for role, one in measured.items()}
+    html = report.render_html(protocol, classes, rows, metrics.nearest_distances(samples), images.encode(picture))
+    output.write(REPORT, html.encode())
     output.write(RESULT, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
 
 
@@ -149,9 +149,9 @@ def _common(folders: Mapping[str, Folder], indexes: Mapping[str, Index]) -> list
     return list(real.classes or []) if all(index.classes for index in indexes.values()) else []
 
 
-def _lessons(
+def _classifier_trainings(
     settings: EvaluateSettings, folders: Mapping[str, Folder], indexes: Mapping[str, Index], classes: int
-) -> dict[str, Lesson]:
+) -> dict[str, ClassifierTraining]:
     """What classifiers are trained on, by role: fakes; reals beside a holdout, or for their features."""
     if not classes or not settings.classifier_images:
         return {}
@@ -159,7 +159,7 @@ def _lessons(
     trained = ["fake"] if tested == "real" and settings.features != "classifier" else ["real", "fake"]
     picked = {"selection": settings.selection, "selected": _selected(settings).get("digest")}
     return {
-        role: Lesson(
+        role: ClassifierTraining(
             trained=folders[role].url,
             trained_root=indexes[role].root,
             tested=folders[tested].url,
@@ -178,32 +178,35 @@ def _selected(settings: EvaluateSettings) -> dict[str, Any]:
     return selection.read(settings.selection).told() if settings.selection else {}
 
 
-def _weights(settings: EvaluateSettings, lessons: Mapping[str, Lesson], output: Folder) -> str | None:
+def _weights(settings: EvaluateSettings, trainings: Mapping[str, ClassifierTraining], output: Folder) -> str | None:
     """Where the features' weights are, or will be."""
     if settings.features != "classifier":
         return settings.inception_weights
-    if not lessons:
+    if not trainings:
         raise UsageError(
             "--features classifier: it is trained on classes: give datasets that have them, and "
             "--classifier-images above 0; or take vgg16-random, which needs none"
         )
-    return f"{output}/{lessons['real'].weights}"
+    return f"{output}/{trainings['real'].weights}"
 
 
-def _exams(
-    plan: Plan, gathered: Mapping[str, Gathered], lessons: Mapping[str, Lesson], wrong: Mapping[str, np.ndarray]
-) -> list[Exam]:
+def _classifier_tests(
+    plan: PassPlan,
+    measured: Mapping[str, DatasetFeatures],
+    trainings: Mapping[str, ClassifierTraining],
+    wrong: Mapping[str, np.ndarray],
+) -> list[ClassifierTest]:
     """What classifiers make of images that they were not trained on."""
-    exams = metrics.nearest_neighbour_exams(gathered, plan.tested) if plan.tested else []
-    for role, lesson in lessons.items():
-        if lesson.trained != lesson.tested:
-            note = f"share of right labels; a classifier trained on {role}, {lesson.images:,} images seen"
-            size = gathered[role].sums.count
-            exams.append(Exam("accuracy_score", role, plan.tested or "", size, ~wrong[role], note))
-    return exams
+    tests = metrics.nearest_neighbour_tests(measured, plan.tested) if plan.tested else []
+    for role, training in trainings.items():
+        if training.trained != training.tested:
+            note = f"share of right labels; a classifier trained on {role}, {training.images:,} images seen"
+            size = measured[role].sums.count
+            tests.append(ClassifierTest("accuracy_score", role, plan.tested or "", size, ~wrong[role], note))
+    return tests
 
 
-def _features(plan: Plan, real: Index) -> Features:
+def _features(plan: PassPlan, real: Index) -> Features:
     try:
         return features.make(plan.features, real.image_shape, feature_pass.read_weights(plan.weights))
     except FeaturesError as error:
@@ -240,11 +243,11 @@ def _protocol(
 
 
 def _pairs(
-    folders: Mapping[str, Folder], indexes: Mapping[str, Index], gathered: Mapping[str, Gathered]
+    folders: Mapping[str, Folder], indexes: Mapping[str, Index], measured: Mapping[str, DatasetFeatures]
 ) -> list[tuple[float, str, str, tuple[Pixels, Pixels]]]:
     """The fakes that are nearest to a real image: distance, both keys, both pictures."""
     found = []
-    for distance, fake, real in metrics.closest(gathered["real"], gathered["fake"], PAIRS):
+    for distance, fake, real in metrics.closest(measured["real"], measured["fake"], PAIRS):
         fake_key, fake_image = loader.at(folders["fake"], indexes["fake"], fake)
         real_key, real_image = loader.at(folders["real"], indexes["real"], real)
         found.append((distance, fake_key, real_key, (fake_image, real_image)))
@@ -263,7 +266,7 @@ def _print(rows: Sequence[Row], protocol: Mapping[str, Any], settings: EvaluateS
         counts = f"{row.n_of:>13,}{row.n_against:>13,}"
         print(f"{row.measure:<24}{row.of:<9}{row.against:<9}{value:>11}{spread:>11}{counts}  {row.note}".rstrip())
     if any(row.label is not None for row in rows):
-        print(f"evaluate: class by class in {PAGE}")
+        print(f"evaluate: class by class in {REPORT}")
 
 
 if __name__ == "__main__":

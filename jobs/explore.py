@@ -19,8 +19,8 @@ from dcgan.exploration.discriminator_features import convolution_blocks
 from jobs.command.model_store import BEST
 from jobs.command.settings import JobSettings, Number, Url, UsageError, run
 from jobs.exploration import inputs, latent_traversal, linear_probe, unit_saliency
-from jobs.exploration.inputs import Subject
-from jobs.exploration.linear_probe import Line
+from jobs.exploration.inputs import Inputs
+from jobs.exploration.linear_probe import ProbeResult
 from pipelines import images
 from pipelines.dataset import layout, reader
 from pipelines.images import Pixels
@@ -63,7 +63,7 @@ def main(settings: ExploreSettings) -> None:
     for name in (layout.CLAIM, model_files.CARD, BEST):
         if output.exists(name):
             raise UsageError(f"--output {output}: a dataset, model or run is here; name another folder")
-    found = inputs.open_subject(settings.model, settings.data, settings.holdout, settings.images, settings.seed)
+    found = inputs.open_inputs(settings.model, settings.data, settings.holdout, settings.images, settings.seed)
     trained = found.model.provenance.get("images")
     print(
         f"explore: model {found.digest[:12]} of {found.model_folder}, {trained or 'unknown'} images trained", flush=True
@@ -75,13 +75,13 @@ def main(settings: ExploreSettings) -> None:
             _backprop(found, output)
         elif part == "walks":
             _walks(found, output)
-        elif settings.what == "all" and not linear_probe.can(found):
+        elif settings.what == "all" and not linear_probe.has_classes(found):
             print("explore: no classes, so nothing for a classifier to tell: features are left out")
         else:
             _features(found, output, settings)
 
 
-def _parts(found: Subject, what: str) -> tuple[str, ...]:
+def _parts(found: Inputs, what: str) -> tuple[str, ...]:
     """What is to be done. Raises UsageError for what the discriminator does not have."""
     try:
         convolution_blocks(found.model.discriminator)
@@ -93,13 +93,13 @@ def _parts(found: Subject, what: str) -> tuple[str, ...]:
     return ("backprop", "walks", "features") if what == "all" else (what,)
 
 
-def _backprop(found: Subject, output: Folder) -> None:
+def _backprop(found: Inputs, output: Folder) -> None:
     result, picture = unit_saliency.explore(found)
     _write(output, "backprop.json", result)
     _show(output, {"backprop": picture})
 
 
-def _walks(found: Subject, output: Folder) -> None:
+def _walks(found: Inputs, output: Folder) -> None:
     result, pictures = latent_traversal.explore(found)
     _write(output, "walks.json", result)
     results = result["results"]
@@ -120,7 +120,7 @@ def _walks(found: Subject, output: Folder) -> None:
     _show(output, pictures)
 
 
-def _features(found: Subject, output: Folder, settings: ExploreSettings) -> None:
+def _features(found: Inputs, output: Folder, settings: ExploreSettings) -> None:
     head = f"{'features':<16}{'size':>8}{'labels':>9}{'error':>9}  {'interval':<18}C"
     print(f"explore: the error of a linear L2-SVM on\n{head}", flush=True)
     result = linear_probe.explore(found, settings.labels, settings.repeats, settings.centroids, _tell)
@@ -136,7 +136,7 @@ def _features(found: Subject, output: Folder, settings: ExploreSettings) -> None
     print(f"explore: {output}/features.json")
 
 
-def _tell(line: Line) -> None:
+def _tell(line: ProbeResult) -> None:
     chosen = ", ".join(dict.fromkeys(f"{one['C']:g}" for one in line.repeats))
     interval = f"{line.low:.2%} to {line.high:.2%}"
     start = f"{line.features:<16}{line.size:>8,}{line.labels:>9,}"

@@ -17,10 +17,10 @@ from dcgan.sampling import latents
 from dcgan.sampling.sampler import Sampler
 from jobs.cluster import connection, shard_job
 from jobs.command import model_store
-from jobs.command.model_store import Taken
+from jobs.command.model_store import OpenedModel
 from jobs.command.settings import ClusterSettings, GpuShare, JobSettings, Number, Url, UsageError, run
 from jobs.generation.class_policy import parse_classes
-from jobs.generation.worker import GenerateShard, Scores, fingerprint
+from jobs.generation.worker import GenerateShard, ScoreHistogram, fingerprint
 from pipelines import images
 from pipelines.dataset import layout, reader, writer
 from pipelines.dataset.labels import labels_of
@@ -64,19 +64,19 @@ def main(settings: GenerateSettings) -> None:
         raise UsageError(
             f"--seed-start {settings.seed_start} + --count {settings.count}: seeds end at {latents.MAX_SEED}"
         )
-    taken = model_store.take(Folder(settings.model))
-    config, classes = taken.model.config, taken.model.classes
+    opened = model_store.open_model(Folder(settings.model))
+    config, classes = opened.model.config, opened.model.classes
     writer.check_size({**asdict(config), "count": settings.count, "shard_size": settings.shard_size})
     labels = parse_classes(settings.classes, classes)
     if settings.dry_run:
-        return _print_plan(settings, taken, labels)
+        return _print_plan(settings, opened, labels)
     pool = connection.connect(
         settings.workers, settings.device, settings.gpus_per_worker, settings.verbose, settings.wait_s
     )
     chosen, here = connection.probe(pool, settings.precision, fingerprint)
     identity = {
         "producer": "generate",
-        "model": taken.digest,
+        "model": opened.digest,
         "seed_start": settings.seed_start,
         "count": settings.count,
         "shard_size": settings.shard_size,
@@ -89,21 +89,21 @@ def main(settings: GenerateSettings) -> None:
         "arithmetic": here,
     }
     output = Folder(settings.output)
-    _claim(output, identity, settings.stored(), taken)
+    _claim(output, identity, settings.stored(), opened)
     print(
         f"generate: {settings.count:,} images in {layout.num_shards(identity):,} shards, {pool.workers} workers, "
-        f"{here['dtype']} on {here['device']}, model {taken.digest[:12]} of {taken.folder}",
+        f"{here['dtype']} on {here['device']}, model {opened.digest[:12]} of {opened.folder}",
         flush=True,
     )
-    scores = Scores()
-    product = shard_job.produce(
+    scores = ScoreHistogram()
+    product = shard_job.run_shard_job(
         "generate",
         output,
         identity,
         GenerateShard,
         {"output": output.url, "chosen": chosen},
         pool,
-        existing=[f"{model_store.CARRIED}/{name}" for name in model_store.FILES],
+        existing=[f"{model_store.IN_DATASET}/{name}" for name in model_store.FILES],
         limit=settings.limit_shards,
         collect=scores.add,
     )
@@ -121,23 +121,23 @@ def main(settings: GenerateSettings) -> None:
     print(f"generate: next: jobs/verify.py --dataset {output} --regenerate 64")
 
 
-def _claim(output: Folder, identity: dict[str, Any], stored: dict[str, Any], taken: Taken) -> None:
+def _claim(output: Folder, identity: dict[str, Any], stored: dict[str, Any], opened: OpenedModel) -> None:
     """Take the output for this identity, and have the model in it: of a start that was cut off, a part may be there.
 
     Raises: DatasetError for an output that is another's, and for a model there that no dataset has claimed.
     """
-    carried = output / model_store.CARRIED
-    others = model_store.other_files(taken.files, carried)
+    carried = output / model_store.IN_DATASET
+    others = model_store.compare_files(opened.files, carried)
     if (strange := [name for name, other in others.items() if other]) and not output.exists(layout.CLAIM):
         raise DatasetError(f"{carried}/{strange[0]}: of another model, and no dataset is here; use another --output")
     try:
         writer.claim(output, identity, stored)
     except DatasetError as error:
-        raise _another_model(output, taken) or error from error
-    model_store.put(taken.files, carried, others)
+        raise _another_model(output, opened) or error from error
+    model_store.store_files(opened.files, carried, others)
 
 
-def _another_model(output: Folder, taken: Taken) -> DatasetError | None:
+def _another_model(output: Folder, opened: OpenedModel) -> DatasetError | None:
     """The error that says how to go on with an output that was begun with another model; None if that is not why.
 
     A run that trains on has another best model than when the dataset was begun.
@@ -146,15 +146,15 @@ def _another_model(output: Folder, taken: Taken) -> DatasetError | None:
         begun = reader.read_claim(output)["identity"].get("model")
     except (DatasetError, CorruptError):
         return None
-    if begun in (None, taken.digest):
+    if begun in (None, opened.digest):
         return None
-    what = f'{output}: begun with model = "{begun}", this run has "{taken.digest}"'
+    what = f'{output}: begun with model = "{begun}", this run has "{opened.digest}"'
     try:
-        model_store.load_named(output / model_store.CARRIED, begun)
+        model_store.load_copy(output / model_store.IN_DATASET, begun)
     except (ModelError, CorruptError) as error:
         return DatasetError(f"{what}, and its own copy is not whole ({error}); give the former, or another --output")
     return DatasetError(
-        f"{what}; --model {output / model_store.CARRIED} goes on with the one that it carries; or another --output"
+        f"{what}; --model {output / model_store.IN_DATASET} goes on with the one that it carries; or another --output"
     )
 
 
@@ -163,16 +163,16 @@ def _image(settings: GenerateSettings) -> dict[str, Any]:
     return {"format": settings.image_format, **lossy}
 
 
-def _print_plan(settings: GenerateSettings, taken: Taken, labels: dict[str, Any] | None) -> None:
+def _print_plan(settings: GenerateSettings, opened: OpenedModel, labels: dict[str, Any] | None) -> None:
     """What a run would make, its size judged by 64 images that are made here and thrown away."""
     chosen = numerics.choose("fp32", "cpu")
     cycle = labels_of({"labels": labels}, range(64))
-    made = Sampler(taken.model, chosen, 64).sample(range(settings.seed_start, settings.seed_start + 64), cycle)
+    made = Sampler(opened.model, chosen, 64).sample(range(settings.seed_start, settings.seed_start + 64), cycle)
     image = _image(settings)
     sizes = [len(images.encode(one, image["format"], image.get("quality", 0))) for one in made.images_NHWC]
     blocks = sum(-(-size // 512) + 1 for size in sizes) / len(sizes) + (2 if labels else 0)
     shards = -(-settings.count // settings.shard_size)
-    print(f"generate: would make {settings.count:,} images with model {taken.digest[:12]} of {taken.folder}")
+    print(f"generate: would make {settings.count:,} images with model {opened.digest[:12]} of {opened.folder}")
     megabytes = settings.count * blocks * 512 / 1e6
     objects = 2 * shards + len(model_store.FILES) + 5
     print(f"generate: {shards:,} shards of {settings.shard_size:,}, about {megabytes:,.0f} MB in tars")

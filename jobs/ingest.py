@@ -189,7 +189,7 @@ def _make(
         def check(rejects: list[Reject], folder: Folder = folder, count: int = identity["count"]) -> None:
             _check_rejects(settings.max_rejects, folder, count, rejects)
 
-        product = shard_job.produce("ingest", folder, identity, IngestShard, arguments, pool, check=check)
+        product = shard_job.run_shard_job("ingest", folder, identity, IngestShard, arguments, pool, check=check)
         assert product.index is not None, "ingest has no limit"
         for reason, number in _reasons(product.rejects).items():
             print(f"ingest: {number:,} not taken: {reason} (each with its source in {folder}/{layout.REJECTS})")
@@ -199,7 +199,7 @@ def _make(
             f"ingest: {folder}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}"
         )
     for folder, _, _ in parts:
-        duplicate_search.discard(folder)
+        duplicate_search.discard_scratch(folder)
     _tell(source.tally.listed, taken, sum(len(part) for _, _, part in parts) - taken, source.tally.ignored)
     print(f"ingest: next: jobs/train.py --data {parts[0][0]}")
 

@@ -42,7 +42,7 @@ from jobs.command.settings import (
 )
 from jobs.training import loop, run_store
 from jobs.training.flags import with_fields
-from jobs.training.progress_actor import Board, State
+from jobs.training.progress_actor import ProgressActor, ProgressState
 from pipelines.dataset import layout, reader, selection
 from pipelines.loading import order
 from pipelines.storage.folder import Folder
@@ -189,11 +189,13 @@ def main(settings: TrainSettings) -> None:
     }
     total = -(-settings.images // settings.batch_size) * settings.batch_size
     try:
-        run_store.take(folder, identity, settings.stored())
+        run_store.claim_run(folder, identity, settings.stored())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    saved = run_store.newest_images(folder, run_store.Course(network, settings.batch_size, settings.tick, total))
-    run_store.story(folder, saved)
+    saved = run_store.images_at_resume(
+        folder, run_store.TickSchedule(network, settings.batch_size, settings.tick, total)
+    )
+    run_store.read_progress(folder, saved)
     if saved >= total:
         print(f"train: {folder} has seen {saved:,} images already; nothing to do (more: --images)", flush=True)
         return _finish(folder)
@@ -207,8 +209,8 @@ def main(settings: TrainSettings) -> None:
     )
     # On the driver's own node: on another it would take the job along when that one is preempted.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = Board.options(scheduling_strategy=here).remote(saved)  # type: ignore[attr-defined]  # ray.remote's classes
-    job = loop.Job(
+    progress_actor = ProgressActor.options(scheduling_strategy=here).remote(saved)  # type: ignore[attr-defined]  # ray.remote's classes
+    job = loop.TrainingJob(
         data=data.url,
         selection=settings.selection,
         run=folder.url,
@@ -228,7 +230,7 @@ def main(settings: TrainSettings) -> None:
             "dtype": chosen.dtype_name,
             **chosen_by,
         },
-        claim=run_store.claimed(folder),
+        claim=run_store.claim_digest(folder),
     )
     with Scratch("train") as scratch:
         scaling = ray.train.ScalingConfig(
@@ -236,9 +238,9 @@ def main(settings: TrainSettings) -> None:
             use_gpu=pool.gpus_per_worker > 0,
             resources_per_worker={"CPU": job.threads, **({"GPU": 1} if pool.gpus_per_worker else {})},
         )
-        ray_trainer = _ray_trainer(job, board, scaling, settings.max_failures, scratch)
-        with process.last_words(f"train: error: this process ended before the run was done. {_goes_on(folder)}"):
-            _fit(_Fitting(ray_trainer), board, total, folder)
+        ray_trainer = _ray_trainer(job, progress_actor, scaling, settings.max_failures, scratch)
+        with process.report_sudden_end(f"train: error: this process ended before the run was done. {_goes_on(folder)}"):
+            _fit(_Fitting(ray_trainer), progress_actor, total, folder)
     _finish(folder)
 
 
@@ -263,11 +265,11 @@ def _default_workers(plan: order.Plan, most: int) -> int:
 
 
 def _ray_trainer(
-    job: loop.Job, board: Any, scaling: ray.train.ScalingConfig, max_failures: int, scratch: str
+    job: loop.TrainingJob, progress_actor: Any, scaling: ray.train.ScalingConfig, max_failures: int, scratch: str
 ) -> TorchTrainer:
     return TorchTrainer(
         loop.train,
-        train_loop_config={"job": job, "board": board},
+        train_loop_config={"job": job, "progress_actor": progress_actor},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         # A name of its own each time: what a run resumes from lies in its directory, not in Ray's.
@@ -275,22 +277,22 @@ def _ray_trainer(
             name=f"ganmill-{uuid.uuid4().hex[:8]}",
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            callbacks=[_EndAtOnce(board)],  # type: ignore[list-item]  # v1's stub
+            callbacks=[_EndAtOnce(progress_actor)],  # type: ignore[list-item]  # v1's stub
         ),
     )
 
 
 class _EndAtOnce(ray.train.UserCallback):
-    """Runs in Ray Train's controller: a failure that the board knows of is not tried again.
+    """Runs in Ray Train's controller: a failure that the progress_actor knows of is not tried again.
 
     An exception from here ends the run, whatever --max-failures says.
     """
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, progress_actor: Any) -> None:
+        self._progress_actor = progress_actor
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        error = ray.get(self._board.read.remote()).error
+        error = ray.get(self._progress_actor.read.remote()).error
         if error:
             raise LostWorkError(error)
 
@@ -310,9 +312,9 @@ class _Fitting(threading.Thread):
             self.error = error
 
 
-def _fit(fitting: _Fitting, board: Any, total: int, folder: Folder) -> None:
+def _fit(fitting: _Fitting, progress_actor: Any, total: int, folder: Folder) -> None:
     """Run the training, showing what rank 0 posts. Raises LostWorkError if it does not reach its end."""
-    saved = _read(board, folder).committed
+    saved = _read(progress_actor, folder).committed
     told: set[str] = set()
     with Progress("train", total, "images", done=saved) as progress:
         fitting.start()
@@ -320,12 +322,12 @@ def _fit(fitting: _Fitting, board: Any, total: int, folder: Folder) -> None:
         while running:
             fitting.join(0.5)
             running = fitting.is_alive()
-            state = _read(board, folder)
-            progress.update(max(state.post.images, saved), state.post.note)
-            for warning in state.post.warnings:
+            state = _read(progress_actor, folder)
+            progress.update(max(state.update.images, saved), state.update.note)
+            for warning in state.update.warnings:
                 if warning not in told:
                     progress.tell(f"train: warning: {warning}")
-            told.update(state.post.warnings)
+            told.update(state.update.warnings)
         if state.error:
             raise LostWorkError(state.error) from fitting.error
         if fitting.error is not None:
@@ -334,11 +336,11 @@ def _fit(fitting: _Fitting, board: Any, total: int, folder: Folder) -> None:
             raise LostWorkError(f"training ended after {state.committed:,} of {total:,} images. {_goes_on(folder)}")
 
 
-def _read(board: Any, folder: Folder) -> State:
+def _read(progress_actor: Any, folder: Folder) -> ProgressState:
     try:
-        state: State = ray.get(board.read.remote())
+        state: ProgressState = ray.get(progress_actor.read.remote())
     except RayError as error:
-        why = failures.in_a_line(error).rstrip(".")
+        why = failures.one_line(error).rstrip(".")
         raise LostWorkError(f"the progress actor is gone: {why}. {_goes_on(folder)}") from error
     return state
 
@@ -349,10 +351,10 @@ def _why(error: BaseException) -> str:
         rank, failure = next(iter(error.worker_failures.items()))
         if not type(failure).__module__.startswith("ray."):  # of our own code, and not foreseen
             traceback.print_exception(failure)
-        return f"worker {rank} failed, and --max-failures are used up: {failures.in_a_line(failure).rstrip('.')}"
+        return f"worker {rank} failed, and --max-failures are used up: {failures.one_line(failure).rstrip('.')}"
     if isinstance(error, ControllerError):
         return f"Ray Train could not go on: {_last_line(error.controller_failure)}"
-    return f"Ray Train ended: {failures.in_a_line(error).rstrip('.')}"
+    return f"Ray Train ended: {failures.one_line(error).rstrip('.')}"
 
 
 def _last_line(error: BaseException) -> str:
@@ -365,7 +367,7 @@ def _goes_on(folder: Folder) -> str:
 
 
 def _finish(folder: Folder) -> None:
-    ticks, best = run_store.story(folder)
+    ticks, best = run_store.read_progress(folder)
     if best is None:
         raise UsageError(
             f"{folder}: no {BEST} here: its models were not measured yet (go on with more --images), or its workers "

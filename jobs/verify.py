@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from jobs.cluster import actor_pool, connection
-from jobs.cluster.actor_pool import Done
+from jobs.cluster.actor_pool import ShardOutcome
 from jobs.cluster.connection import Pool
 from jobs.command.progress import Progress
 from jobs.command.settings import ClusterSettings, Number, Url, UsageError, run
 from jobs.verification import source_comparison
-from jobs.verification.source_comparison import Listing
+from jobs.verification.source_comparison import SourceListing
 from jobs.verification.worker import VerifyShard
 from pipelines.dataset import reader
 from pipelines.dataset.layout import Index
@@ -58,8 +58,8 @@ def main(settings: VerifySettings) -> None:
         raise UsageError(
             f"--regenerate {settings.regenerate}: {folder} was ingested; only generated images can be made again"
         )
-    how = None if settings.against is None else source_comparison.reading(folder, settings.against)
-    listing = None if how is None else Listing(how)
+    how = None if settings.against is None else source_comparison.source_reading(folder, settings.against)
+    listing = None if how is None else SourceListing(how)
     reader.check_files(folder, index)
     pool = connection.connect(
         settings.workers,
@@ -96,11 +96,11 @@ def main(settings: VerifySettings) -> None:
         _compare(folder, index, listing, results)
 
 
-def _compare(folder: Folder, index: Index, listing: Listing, results: list[Done]) -> None:
+def _compare(folder: Folder, index: Index, listing: SourceListing, results: list[ShardOutcome]) -> None:
     """Tell what the comparison with the source found. Raises CorruptError if the dataset is not the source's."""
     found = [done.result for done in sorted(results, key=lambda done: done.shard)]
     left_out = source_comparison.missing(listing, (reader.read_sealed_part(folder, record) for record in index.shards))
-    wrong = source_comparison.sum_up([*(one["wrong"] for one in found), left_out], index.samples, listing.url)
+    wrong = source_comparison.summarise([*(one["wrong"] for one in found), left_out], index.samples, listing.url)
     if wrong:
         raise CorruptError(f"{folder}: {wrong}")
     furthest, allowed = max(one["furthest"] for one in found), source_comparison.tolerance(index.identity)
@@ -114,9 +114,9 @@ def _compare(folder: Folder, index: Index, listing: Listing, results: list[Done]
     print(f"verify: {equal:,} of {index.samples:,} images and labels equal to {listing.url}{rest}")
 
 
-def _check_shards(folder: Folder, index: Index, arguments: dict[str, Any], pool: Pool) -> list[Done]:
+def _check_shards(folder: Folder, index: Index, arguments: dict[str, Any], pool: Pool) -> list[ShardOutcome]:
     """Every shard's result. Raises CorruptError with the first shards that are not as sealed."""
-    results: list[Done] = []
+    results: list[ShardOutcome] = []
     with Progress("verify", index.samples, "images") as progress:
         count = 0
         for done in actor_pool.map_shards(VerifyShard, arguments, range(len(index.shards)), pool):

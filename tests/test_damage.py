@@ -36,7 +36,7 @@ from jobs.generation import class_policy
 from jobs.generation.worker import GenerateShard, fingerprint
 from jobs.ingestion import duplicate_search
 from jobs.ingestion.worker import CodeShard, IngestShard
-from jobs.training.loop import _first_images
+from jobs.training.loop import first_images
 from jobs.verification.worker import VerifyShard
 from pipelines import images
 from pipelines.dataset import layout, reader, selection, writer
@@ -129,7 +129,7 @@ def take(place: Path, settings: ingest.IngestSettings, shards: int = SHARDS) -> 
     origin = registry.Origin(settings.source, "images", choice)
     _finish("ingest", folder, lambda: IngestShard(folder.url, origin), shards)
     if shards == SHARDS:
-        duplicate_search.discard(folder)
+        duplicate_search.discard_scratch(folder)
     return _content(Path(folder.url))
 
 
@@ -159,12 +159,12 @@ def generate_settings(place: Path, model: str, output: str) -> generate.Generate
 def make(place: Path, settings: generate.GenerateSettings, shards: int = SHARDS) -> Product:
     """What jobs/generate.py does with the first shards that are missing: all of them, and the seal, or some."""
     before_ray(generate, settings)
-    source, folder = model_store.resolve(Folder(settings.model)), Folder(settings.output)
+    source, folder = model_store.find_model(Folder(settings.model)), Folder(settings.output)
     card = source.read(model_files.CARD)
-    for name in model_store.FILES if model_files.CARD not in (folder / model_store.CARRIED).list() else ():
-        (folder / model_store.CARRIED).write(name, source.read(name))
+    for name in model_store.FILES if model_files.CARD not in (folder / model_store.IN_DATASET).list() else ():
+        (folder / model_store.IN_DATASET).write(name, source.read(name))
     writer.claim(folder, _identity(card, settings), settings.stored())
-    files = [f"{model_store.CARRIED}/{name}" for name in model_store.FILES]
+    files = [f"{model_store.IN_DATASET}/{name}" for name in model_store.FILES]
     _finish("generate", folder, lambda: GenerateShard(folder.url, CPU), shards, files)
     return _content(place / settings.output)
 
@@ -203,7 +203,7 @@ def _finish(
             journal.add(ShardRecord(**result["record"]), bool(result["rejects"]))
         journal.flush()
     if not writer.missing(folder, SHARDS):
-        shard_job.produce(command, folder, identity, actor_pool.ShardWorker, {}, Pool(1, 0.0), existing=files)
+        shard_job.run_shard_job(command, folder, identity, actor_pool.ShardWorker, {}, Pool(1, 0.0), existing=files)
 
 
 def ingest_again_settings(place: Path, data: str) -> ingest.IngestSettings:
@@ -235,7 +235,7 @@ def read_for_training(place: Path, settings: train.TrainSettings) -> Product:
         batches = loader.batches(data, index, plan, 0, 1, 0)
         epoch = [next(batches) for _ in range(plan.steps_per_epoch)]
         batches.close()
-        first_NHWC, label_N = _first_images(data, index, 20)
+        first_NHWC, label_N = first_images(data, index, 20)
         return {
             "epoch": b"".join(batch.images_BHWC.tobytes() + batch.labels_B.tobytes() for batch in epoch),
             "first": first_NHWC.tobytes() + label_N.tobytes(),
@@ -287,13 +287,13 @@ def evaluate_settings(place: Path) -> evaluate.EvaluateSettings:
 
 
 def read_for_evaluation(place: Path, settings: evaluate.EvaluateSettings) -> Product:
-    """As gather.GatherGroup and the driver read, without the sums: they have 15 MB a group."""
+    """As feature_pass.MeasureGroup and the driver read, without the sums: they have 15 MB a group."""
     before_ray(evaluate, settings)
     folders = {"real": Folder(settings.real), "fake": Folder(settings.fake)}
 
     def read() -> Product:
         indexes = {role: selection.open_through(folder, picked[role]) for role, folder in folders.items()}
-        plan = feature_pass.Plan({role: folder.url for role, folder in folders.items()}, "pixels", None, 20, 0, 2)
+        plan = feature_pass.PassPlan({role: folder.url for role, folder in folders.items()}, "pixels", None, 20, 0, 2)
         protocol = evaluate._protocol(settings, folders, indexes, evaluate._features(plan, indexes["real"]))
         del protocol["datasets"]["fake"]["selection"]["digest"]  # another file of the same rows
         found = {"protocol": json.dumps(protocol).encode()}
@@ -559,19 +559,21 @@ def test_what_an_evaluation_left_is_used_as_it_was_written(damage: str, worlds: 
     urls = {role: str(place / name) for role, name in (("real", "real"), ("fake", "synthetic"))}
     indexes = {role: reader.open_sealed(Folder(url)) for role, url in urls.items()}
     roots = {role: index.root for role, index in indexes.items()}
-    plan, output, pool = feature_pass.Plan(urls, "pixels", None, 20, 0, 0), Folder(str(place / "new")), Pool(1, 0.0)
-    lessons = {
-        role: accuracy_score.Lesson(urls[role], roots[role], urls["real"], roots["real"], 2, images=16, seed=0)
+    plan, output, pool = feature_pass.PassPlan(urls, "pixels", None, 20, 0, 0), Folder(str(place / "new")), Pool(1, 0.0)
+    trainings = {
+        role: accuracy_score.ClassifierTraining(
+            urls[role], roots[role], urls["real"], roots["real"], 2, images=16, seed=0
+        )
         for role in ("real", "fake")
     }
     for number in range(2):
-        accuracy_score.Teach(list(lessons.values()), output.url)(number)
+        accuracy_score.TrainClassifier(list(trainings.values()), output.url)(number)
     for number in range(2 * SHARDS):
-        feature_pass.GatherGroup(plan, output.url, "key")(number)
+        feature_pass.MeasureGroup(plan, output.url, "key")(number)
 
     def go_on() -> None:
-        accuracy_score.teach(lessons, output, pool)
-        feature_pass.gather(plan, indexes, output, "key", pool)
+        accuracy_score.train_classifiers(trainings, output, pool)
+        feature_pass.run_pass(plan, indexes, output, "key", pool)
 
     go_on()
     files = {name: output.read(f"{feature_pass.PARTS}/{name}") for name in output.list(feature_pass.PARTS)}

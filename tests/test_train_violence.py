@@ -159,7 +159,7 @@ class TestOneCluster:
         [
             ("RayTrainWorker", "worker 0 failed, and --max-failures are used up: "),
             ("TrainController", "Ray Train ended: "),
-            pytest.param("Board", "the progress actor is gone: ", marks=pytest.mark.long),
+            pytest.param("ProgressActor", "the progress actor is gone: ", marks=pytest.mark.long),
         ],
     )
     def test_a_process_of_rays_that_dies_ends_the_job_in_a_line(

@@ -20,7 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from jobs.cluster import monitoring
 from jobs.cluster.connection import Pool, room_for
-from jobs.cluster.failures import WorkersLostError, in_a_line
+from jobs.cluster.failures import WorkersLostError, one_line
 from jobs.cluster.process import keep_freed_memory
 from jobs.command.settings import FAILURES, USER_ERRORS
 
@@ -43,7 +43,7 @@ class ShardWorker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class ShardOutcome:
     """What became of a shard: the worker's result, or the error that it ended with."""
 
     shard: int
@@ -54,7 +54,7 @@ class Done:
 
 def map_shards(
     worker: type[ShardWorker], arguments: Mapping[str, Any], shards: Sequence[int], pool: Pool
-) -> Iterator[Done]:
+) -> Iterator[ShardOutcome]:
     """Run `worker(**arguments)` over shards in a pool of actors; yields each as it is done, in no order.
 
     A worker's own exception ends its shard, not the others; after MAX_FAILURES of them no more are started.
@@ -86,10 +86,10 @@ def map_shards(
             row = next(rows, None)
         except RayError as error:
             what = f"a worker died more than {MAX_RETRIES} times" if isinstance(error, RayActorError) else "Ray failed"
-            raise WorkersLostError(f"{what}: {in_a_line(error)}") from error
+            raise WorkersLostError(f"{what}: {one_line(error)}") from error
         if row is None:
             return
-        yield Done(row["shard"], json.loads(row["result"]), row["error"], row["trace"])
+        yield ShardOutcome(row["shard"], json.loads(row["result"]), row["error"], row["trace"])
         failures += bool(row["error"])
 
 

@@ -16,8 +16,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from dcgan import numerics
 from dcgan.numerics import Arithmetic
-from jobs.cluster.failures import WorkersLostError, in_a_line
-from jobs.cluster.process import _quiet_core
+from jobs.cluster.failures import WorkersLostError, one_line
+from jobs.cluster.process import silence_ray_core
 from jobs.command import signals
 from jobs.command.settings import WAIT_S, LostWorkError, UsageError
 
@@ -131,7 +131,7 @@ def _start(workers: int, verbose: bool) -> None:
     if not verbose:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # its errors are raised too, and told in a line
         logging.getLogger("ray").setLevel(logging.ERROR)
-        _quiet_core()
+        silence_ray_core()
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
@@ -150,7 +150,7 @@ def _start(workers: int, verbose: bool) -> None:
             what, todo = f"no Ray cluster at RAY_ADDRESS={address}", "check the address and the token"
         else:
             todo = _short_of_disk() or todo
-        why = in_a_line(error).rstrip(".")
+        why = one_line(error).rstrip(".")
         raise LostWorkError(f"{what}: {why}; {todo}; then start the same command again") from error
     finally:
         signals.arm_again()  # Ray has handlers of its own
@@ -192,7 +192,7 @@ def probe(
         try:
             found = ray.get(ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(look).remote())
         except RayError as error:
-            raise WorkersLostError(f"a worker that was to say what it computes with: {in_a_line(error)}") from error
+            raise WorkersLostError(f"a worker that was to say what it computes with: {one_line(error)}") from error
     if isinstance(found, str):
         raise UsageError(
             f"Ray gives workers a GPU, but {found}; use --device cpu, or install a torch for that GPU's driver"

@@ -7,7 +7,7 @@ class WorkersLostError(LostWorkError):
     """Ray gave up: workers died again and again, or the cluster cannot run any. One line."""
 
 
-def in_a_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What Ray says, without its ids and its guesses."""
     lines = [line for line in str(error).split(" Some common causes")[0].splitlines() if line and line[0] not in "\t "]
     return " ".join(lines)[:400]

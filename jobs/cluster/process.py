@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def _quiet_core() -> None:
+def silence_ray_core() -> None:
     """Leave stderr to Python. Ray's C++ core writes there too, at each pool an error that is none (ray#57733)."""
     sys.stderr.flush()
     ours = os.dup(2)
@@ -20,7 +20,7 @@ def _quiet_core() -> None:
 
 
 @contextmanager
-def last_words(text: str) -> Iterator[None]:
+def report_sudden_end(text: str) -> Iterator[None]:
     """Have `text` on stderr if this process ends inside without a word of its own.
 
     Ray's core leaves by _exit(1) when the cluster is gone, and the kernel's OOM killer says nothing either. So a shell

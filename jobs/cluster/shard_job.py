@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.cluster import monitoring
-from jobs.cluster.actor_pool import MAX_FAILURES, Done, ShardWorker, map_shards
+from jobs.cluster.actor_pool import MAX_FAILURES, ShardOutcome, ShardWorker, map_shards
 from jobs.cluster.connection import Pool
 from jobs.cluster.failures import WorkersLostError
-from jobs.cluster.process import last_words
+from jobs.cluster.process import report_sudden_end
 from jobs.command.progress import Progress
 from jobs.command.settings import LostWorkError, UsageError
 from pipelines.dataset import card, layout, manifest, reader, writer
@@ -21,7 +21,7 @@ from pipelines.storage.folder import Folder
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class ShardJobResult:
     """A sealed dataset and what this run had to do for it."""
 
     index: Index | None  # None where `limit` left shards undone
@@ -35,7 +35,7 @@ def shard_result(record: ShardRecord, rejects: Iterable[Reject] = ()) -> dict[st
     return {"record": asdict(record), "rejects": [asdict(reject) for reject in rejects]}
 
 
-def produce(
+def run_shard_job(
     command: str,
     folder: Folder,
     identity: Mapping[str, Any],
@@ -46,7 +46,7 @@ def produce(
     limit: int | None = None,
     collect: Callable[[dict[str, Any]], None] = lambda result: None,
     check: Callable[[list[Reject]], None] = lambda rejects: None,
-) -> Product:
+) -> ShardJobResult:
     """Run `worker` over the shards that have no part yet, and seal the dataset when all have one.
 
     Args:   existing: files that are there already and are sealed too. limit: shards to do at most.
@@ -60,18 +60,18 @@ def produce(
         index = reader.open_sealed(folder)
         reader.check_listed(folder, index)
         print(f"{command}: {folder} is complete and sealed; nothing to do", flush=True)
-        return Product(index, [], 0, 0.0)
+        return ShardJobResult(index, [], 0, 0.0)
     if len(missing) < total:
         print(f"{command}: going on: {total - len(missing):,} of {total:,} shards are done", flush=True)
     todo = missing[:limit]
     records: dict[int, ShardRecord] = {}
     rejects: list[Reject] = []
-    failed: list[Done] = []
+    failed: list[ShardOutcome] = []
     why = ""
     before = int(identity["count"]) - sum(len(layout.shard_range(identity, shard)) for shard in missing)
     done_images = before
     journal = Journal(folder, identity)
-    with last_words(f"{command}: error: {ended(folder, len(todo))}"):
+    with report_sudden_end(f"{command}: error: {ended(folder, len(todo))}"):
         with Progress(command, int(identity["count"]), "images", done=before) as progress:
             try:
                 for done in map_shards(worker, arguments, todo, pool):
@@ -96,7 +96,7 @@ def produce(
         undone = sorted(set(todo) - set(records))
         if undone and is_sealed(folder, identity):
             print(f"{command}: {folder} was sealed by another run meanwhile; nothing more to do", flush=True)
-            return Product(reader.open_sealed(folder), [], 0, progress.seconds)
+            return ShardJobResult(reader.open_sealed(folder), [], 0, progress.seconds)
         if undone:
             journal.flush()
             if failed and failed[0].trace:
@@ -104,14 +104,14 @@ def produce(
             raise LostWorkError(lost(folder, undone, failed, why))
         if len(todo) < len(missing):
             journal.flush()
-            return Product(None, rejects, done_images - before, progress.seconds)
+            return ShardJobResult(None, rejects, done_images - before, progress.seconds)
         try:
             index = _seal(folder, identity, records, rejects, existing, journal, check)
         except OSError as error:
             raise LostWorkError(
                 f"{folder}: all shards are done, but not sealed: {error}. The same command seals it"
             ) from error
-    return Product(index, rejects, done_images - before, progress.seconds)
+    return ShardJobResult(index, rejects, done_images - before, progress.seconds)
 
 
 def is_sealed(folder: Folder, identity: Mapping[str, Any]) -> bool:
@@ -149,7 +149,7 @@ def _seal(
     return index
 
 
-def lost(folder: Folder, undone: list[int], failed: list[Done], why: str) -> str:
+def lost(folder: Folder, undone: list[int], failed: list[ShardOutcome], why: str) -> str:
     """What is not done and why: shards that failed, or `why` none of the others will be done, or both."""
     causes = [why] if why else []
     if failed:

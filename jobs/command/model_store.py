@@ -11,13 +11,13 @@ from pipelines.dataset.shards import CorruptError
 from pipelines.storage.folder import Folder, MissingError
 
 BEST = "best.json"  # in a run: names its best model, and by what
-CARRIED = "model"  # in a dataset: its model, so that an image can be made again when the run is long gone
+IN_DATASET = "model"  # in a dataset: its model, so that an image can be made again when the run is long gone
 FILES = (model_files.CARD, *model_files.WEIGHTS)
 ATTEMPTS = 8  # to read a run's best model while the run replaces it: each needs a tick of training in some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class OpenedModel:
     """A model that was read whole: a run that trains may delete it meanwhile."""
 
     folder: Folder
@@ -26,7 +26,7 @@ class Taken:
     files: dict[str, bytes]
 
 
-def take(place: Folder) -> Taken:
+def open_model(place: Folder) -> OpenedModel:
     """The model at a URL that is a model or a run, read whole and checked before anything is done with it.
 
     A run that trains replaces its best model: where that happens in the middle of reading, the new one is read.
@@ -34,16 +34,16 @@ def take(place: Folder) -> Taken:
     Raises: ModelError, naming the folder, for files that are not a model.
     """
     for _ in range(ATTEMPTS):
-        folder = resolve(place)
+        folder = find_model(place)
         try:
             return read(folder)
         except ModelError:
-            if resolve(place).url == folder.url:
+            if find_model(place).url == folder.url:
                 raise
     raise ModelError(f"{place}: replaced its best model {ATTEMPTS} times while it was read; start the command again")
 
 
-def resolve(folder: Folder) -> Folder:
+def find_model(folder: Folder) -> Folder:
     """The model at a URL that is a model or a run. Raises ModelError if it is neither."""
     files = folder.list()
     if model_files.CARD in files:
@@ -65,7 +65,7 @@ def resolve(folder: Folder) -> Folder:
     )
 
 
-def read(folder: Folder) -> Taken:
+def read(folder: Folder) -> OpenedModel:
     """The model in a folder. Raises ModelError, naming the folder, for files that are not one."""
     files: dict[str, bytes] = {}
 
@@ -79,7 +79,7 @@ def read(folder: Folder) -> Taken:
         raise ModelError(f"{folder}: {error}") from error
     except MissingError as error:
         raise ModelError(f"{error}; the model is not complete") from error
-    return Taken(folder, model, model_files.digest(files[model_files.CARD]), files)
+    return OpenedModel(folder, model, model_files.digest(files[model_files.CARD]), files)
 
 
 def load(folder: Folder) -> tuple[Model, str]:
@@ -88,7 +88,7 @@ def load(folder: Folder) -> tuple[Model, str]:
     return taken.model, taken.digest
 
 
-def load_named(folder: Folder, digest: str) -> Model:
+def load_copy(folder: Folder, digest: str) -> Model:
     """The model that a dataset carries. Raises CorruptError if its digest is not the one that the dataset names."""
     model, found = load(folder)
     if found != digest:
@@ -104,18 +104,18 @@ def save(model: Model, folder: Folder) -> str:
     return model_files.digest(files[model_files.CARD])
 
 
-def put(files: Mapping[str, bytes], folder: Folder, others: Mapping[str, bool] | None = None) -> None:
+def store_files(files: Mapping[str, bytes], folder: Folder, others: Mapping[str, bool] | None = None) -> None:
     """Have these files of a model in a folder, its card last. What is there is compared, byte for byte, and mended.
 
-    Args:   others: what `other_files` found, where it was asked before.
+    Args:   others: what `compare_files` found, where it was asked before.
     """
-    others = other_files(files, folder) if others is None else others
+    others = compare_files(files, folder) if others is None else others
     for name in (*model_files.WEIGHTS, model_files.CARD):
         if others.get(name, True):
             folder.write(name, files[name])
 
 
-def other_files(files: Mapping[str, bytes], folder: Folder) -> dict[str, bool]:
+def compare_files(files: Mapping[str, bytes], folder: Folder) -> dict[str, bool]:
     """The files of a model that lie in a folder, and whether each is another than the one of these files."""
     there = folder.list()
     return {
@@ -123,6 +123,3 @@ def other_files(files: Mapping[str, bytes], folder: Folder) -> dict[str, bool]:
         for name, data in files.items()
         if name in there
     }
-
-
-MODEL = "model"  # the dataset carries its model: an image can be made again when the run is long gone

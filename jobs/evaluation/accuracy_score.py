@@ -26,8 +26,8 @@ _SHUFFLE = 16_384
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What one classifier learns from, and what it is tested on: the same lesson gives the same files."""
+class ClassifierTraining:
+    """What one classifier learns from, and what it is tested on: the same training gives the same files."""
 
     trained: str  # URLs of sealed datasets, with their roots
     trained_root: str
@@ -53,62 +53,65 @@ class Lesson:
         return f"{self.name}-answers.safetensors"
 
 
-class Teach:
-    """An actor's work: one lesson a call."""
+class TrainClassifier:
+    """An actor's work: one training a call."""
 
-    def __init__(self, lessons: Sequence[Lesson], output: str) -> None:
-        self.lessons, self.output = lessons, Folder(output)
+    def __init__(self, trainings: Sequence[ClassifierTraining], output: str) -> None:
+        self.trainings, self.output = trainings, Folder(output)
 
     def __call__(self, shard: int) -> dict[str, Any]:
-        lesson = self.lessons[shard]
-        folder = Folder(lesson.trained)
-        index = selection.open_through(folder, lesson.selection)
+        training = self.trainings[shard]
+        folder = Folder(training.trained)
+        index = selection.open_through(folder, training.selection)
         counts = tuple(record.samples for record in index.shards)
-        plan = order.make_plan(counts, min(classifier.BATCH, index.samples), _SHUFFLE, lesson.seed)
+        plan = order.make_plan(counts, min(classifier.BATCH, index.samples), _SHUFFLE, training.seed)
         batches = loader.batches(folder, index, plan, 0, 1, 0)
-        steps = max(1, lesson.images // plan.batch)
-        learnt = classifier.train(
+        steps = max(1, training.images // plan.batch)
+        trained_network = classifier.train(
             index.image_shape,
-            lesson.classes,
+            training.classes,
             ((batch.images_BHWC, batch.labels_B) for batch in batches),
             steps,
-            lesson.seed,
+            training.seed,
         )
         batches.close()
         wrong_N = np.concatenate(
-            [classifier.classify(learnt, images_NHWC) != label_N for images_NHWC, label_N in _all(lesson.tested)]
+            [
+                classifier.classify(trained_network, images_NHWC) != label_N
+                for images_NHWC, label_N in _all(training.tested)
+            ]
         )
-        weights = model_files.to_bytes(learnt.state_dict())
-        self.output.write(lesson.weights, weights)
+        weights = model_files.to_bytes(trained_network.state_dict())
+        self.output.write(training.weights, weights)
         answers = {"wrong": wrong_N, "weights": _sha256(weights)}
-        checked_file.write(self.output, lesson.answers, save(answers))  # last: with it the lesson is over
+        checked_file.write(self.output, training.answers, save(answers))  # last: with it the training is over
         return {}
 
 
-def teach(lessons: Mapping[str, Lesson], output: Folder, pool: Pool) -> dict[str, np.ndarray]:
-    """wrong_N of every lesson: which of the tested images got a wrong label. Weights lie in the output's parts.
+def train_classifiers(trainings: Mapping[str, ClassifierTraining], output: Folder, pool: Pool) -> dict[str, np.ndarray]:
+    """wrong_N of every training: which of the tested images got a wrong label. Weights lie in the output's parts.
 
-    Raises: LostWorkError with the first lesson that failed.
+    Raises: LostWorkError with the first training that failed.
     """
-    ordered = list(lessons.values())
+    ordered = list(trainings.values())
     there = output.list(PARTS)
-    missing = [n for n, lesson in enumerate(ordered) if lesson.answers.rpartition("/")[2] not in there]
+    missing = [n for n, training in enumerate(ordered) if training.answers.rpartition("/")[2] not in there]
     if missing:
-        names = " and ".join(lessons)
+        names = " and ".join(trainings)
         print(f"evaluate: training classifiers on {names}, {ordered[0].images:,} images each", flush=True)
-    arguments = {"lessons": ordered, "output": output.url}
-    bad = [done for done in actor_pool.map_shards(Teach, arguments, missing, pool) if done.error]
+    arguments = {"trainings": ordered, "output": output.url}
+    bad = [done for done in actor_pool.map_shards(TrainClassifier, arguments, missing, pool) if done.error]
     if bad:
         raise LostWorkError(f"the classifier of {ordered[bad[0].shard].trained} was not trained: {bad[0].error}")
-    return {role: _answers(output, lesson) for role, lesson in lessons.items()}
+    return {role: _answers(output, training) for role, training in trainings.items()}
 
 
-def _answers(output: Folder, lesson: Lesson) -> np.ndarray:
-    """Which images a lesson's classifier got wrong. Raises CorruptError if its weights are not those that answered."""
-    answers = load(checked_file.read(output, lesson.answers))
-    if not np.array_equal(_sha256(output.read(lesson.weights)), answers["weights"]):
+def _answers(output: Folder, training: ClassifierTraining) -> np.ndarray:
+    """Which test images a classifier got wrong. Raises CorruptError if its weights changed since then."""
+    answers = load(checked_file.read(output, training.answers))
+    if not np.array_equal(_sha256(output.read(training.weights)), answers["weights"]):
         raise CorruptError(
-            f"{output}/{lesson.weights}: changed since they were written; delete {output}/{PARTS} and start the same "
+            f"{output}/{training.weights}: changed since they were written; delete {output}/{PARTS} and start the same "
             "command again"
         )
     wrong_N: np.ndarray = answers["wrong"]

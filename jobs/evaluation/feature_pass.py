@@ -34,7 +34,7 @@ _BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PassPlan:
     """What is measured: the same plan gives the same files."""
 
     urls: Mapping[str, str]  # by role
@@ -47,14 +47,14 @@ class Plan:
 
     @property
     def tested(self) -> str | None:
-        """The dataset whose drawn images are classified by nearest neighbour; it has to be gathered before the rest."""
+        """The dataset whose drawn images are classified by nearest neighbour; it has to be measured before the rest."""
         if not self.classes:
             return None
         return "holdout" if "holdout" in self.urls else "real"
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class DatasetFeatures:
     """A dataset's sums, over all images, and the features of those that were drawn."""
 
     sums: Sums
@@ -74,10 +74,10 @@ class Group:
     first: int
 
 
-class GatherGroup:
+class MeasureGroup:
     """An actor's work: one group a call."""
 
-    def __init__(self, plan: Plan, output: str, key: str) -> None:
+    def __init__(self, plan: PassPlan, output: str, key: str) -> None:
         self.plan, self.output, self.key = plan, Folder(output), key
         self.folders = {role: Folder(url) for role, url in plan.urls.items()}
         self.indexes = {
@@ -138,7 +138,7 @@ def groups(indexes: Mapping[str, Index]) -> list[Group]:
     return found
 
 
-def draw(role: str, index: Index, plan: Plan) -> np.ndarray:
+def draw(role: str, index: Index, plan: PassPlan) -> np.ndarray:
     """The positions of a dataset's drawn images, in order: `images` of them, or all if there are no more."""
     rng = np.random.default_rng([plan.seed, ROLES.index(role)])
     drawn: np.ndarray = np.sort(rng.choice(index.samples, min(plan.images, index.samples), replace=False))
@@ -152,7 +152,9 @@ def read_weights(url: str | None) -> bytes | None:
     return Folder(parent or "/").read(name)
 
 
-def gather(plan: Plan, indexes: Mapping[str, Index], output: Folder, key: str, pool: Pool) -> dict[str, Gathered]:
+def run_pass(
+    plan: PassPlan, indexes: Mapping[str, Index], output: Folder, key: str, pool: Pool
+) -> dict[str, DatasetFeatures]:
     """Every dataset's sums and sample. Groups whose files an earlier start left are not done again.
 
     Raises: LostWorkError with the first group that failed.
@@ -165,7 +167,7 @@ def gather(plan: Plan, indexes: Mapping[str, Index], output: Folder, key: str, p
     bad, count = [], 0
     with Progress("evaluate", sum(index.samples for index in indexes.values()), "images") as progress:
         for numbers in (first, sorted({*missing} - {*first})):
-            for done in actor_pool.map_shards(GatherGroup, arguments, numbers, pool):
+            for done in actor_pool.map_shards(MeasureGroup, arguments, numbers, pool):
                 if done.error:
                     bad.append(done)
                 count += done.result.get("images", 0)
@@ -179,7 +181,7 @@ def part_name(key: str, number: int) -> str:
     return f"{PARTS}/{key}-{number:05d}.safetensors"
 
 
-def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> Gathered:
+def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> DatasetFeatures:
     """A dataset's files added up, one after another."""
     sums: list[Sums] = []
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -193,7 +195,7 @@ def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> Gathe
         answers = said if answers is None else answers + said
     assert answers is not None, "a sealed dataset has a shard"
     features_NF, label_N, position_N = (np.concatenate(columns) for columns in zip(*kept, strict=True))
-    return Gathered(sums[0], tuple(sums[1:]), features_NF, label_N, position_N, answers)
+    return DatasetFeatures(sums[0], tuple(sums[1:]), features_NF, label_N, position_N, answers)
 
 
 def _pack(

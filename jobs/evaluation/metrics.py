@@ -1,4 +1,4 @@
-"""What the gathered features say: one row a number, each with how many images it was taken from. No Ray, no storage."""
+"""What the measured features say: one row a number, each with how many images it was taken from. No Ray, no storage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from dcgan.evaluation.distances import NEIGHBOURS, Sums, frechet_distance, kernel_distance, manifold, nearest
-from jobs.evaluation.feature_pass import Gathered
+from jobs.evaluation.feature_pass import DatasetFeatures
 
 FEWEST = 4 * NEIGHBOURS  # images: a half has twice as many as the neighbours that are looked at
 CLOSE = 0.01
@@ -52,7 +52,7 @@ Name = tuple[str, str, str, int | None]  # measure, of, against, label
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class ClassifierTest:
     """How a classifier that was trained on one dataset did on another's images."""
 
     measure: str
@@ -70,24 +70,26 @@ class Exam:
         return Row(self.measure, self.trained, self.tested, None, value, spread, self.n_trained, size, self.note)
 
 
-def nearest_neighbour_exams(gathered: Mapping[str, Gathered], tested: str) -> list[Exam]:
+def nearest_neighbour_tests(measured: Mapping[str, DatasetFeatures], tested: str) -> list[ClassifierTest]:
     """1-nearest-neighbour classification of the tested dataset's drawn images by all images of each other one."""
-    label_M = gathered[tested].label_N
+    label_M = measured[tested].label_N
     note = f"share of wrong labels; trained on all images of {{}}, tested on drawn ones of {tested}"
     return [
-        Exam("nearest_neighbour_error", role, tested, one.sums.count, one.answers.label_M != label_M, note.format(role))
-        for role, one in gathered.items()
+        ClassifierTest(
+            "nearest_neighbour_error", role, tested, one.sums.count, one.answers.label_M != label_M, note.format(role)
+        )
+        for role, one in measured.items()
         if len(one.answers.label_M)
     ]
 
 
 def rows(
-    gathered: Mapping[str, Gathered], classes: int, repeats: int, seed: int, exams: Sequence[Exam] = ()
+    measured: Mapping[str, DatasetFeatures], classes: int, repeats: int, seed: int, tests: Sequence[ClassifierTest] = ()
 ) -> list[Row]:
     """All numbers. A half of n images is as noisy around its n as n images are around all: hence the spread."""
-    samples = {role: Sample(one.features_NF, one.label_N) for role, one in gathered.items()}
+    samples = {role: Sample(one.features_NF, one.label_N) for role, one in measured.items()}
     values = _measure(samples, classes)
-    rng = np.random.default_rng([seed, len(gathered)])
+    rng = np.random.default_rng([seed, len(measured)])
     halves = [_measure({role: one.half(rng) for role, one in samples.items()}, classes) for _ in range(repeats)]
     found = []
     for name, (value, note) in values.items():
@@ -96,8 +98,8 @@ def rows(
         spread = float(np.std(np.array(drawn, np.float64), ddof=1)) if 1 < len(drawn) == repeats else None
         counts = [len(samples[role].of_class(label)) for role in (of, against)]
         row = Row(measure, of, against, label, value, spread, counts[0], counts[1], note)
-        found.append(_of_all_images(row, gathered) if measure == "frechet_distance" else row)
-    return found + [exam.row(repeats, rng) for exam in exams]
+        found.append(_of_all_images(row, measured) if measure == "frechet_distance" else row)
+    return found + [test.row(repeats, rng) for test in tests]
 
 
 def _measure(samples: Mapping[str, Sample], classes: int) -> dict[Name, tuple[float | None, str]]:
@@ -167,9 +169,9 @@ def nearest_distances(samples: Mapping[str, Sample]) -> dict[tuple[str, str], np
     }
 
 
-def _of_all_images(row: Row, gathered: Mapping[str, Gathered]) -> Row:
+def _of_all_images(row: Row, measured: Mapping[str, DatasetFeatures]) -> Row:
     """The Fréchet distance from the sums over all images, where there are sums and images enough."""
-    of, against = (_sums(gathered[role], row.label) for role in (row.of, row.against))
+    of, against = (_sums(measured[role], row.label) for role in (row.of, row.against))
     if of is None or against is None or not len(of.total_F):
         return replace(row, value=None, spread=None, note="not taken: too many features for F x F sums")
     row = replace(row, n_of=of.count, n_against=against.count)
@@ -180,13 +182,13 @@ def _of_all_images(row: Row, gathered: Mapping[str, Gathered]) -> Row:
     return replace(row, value=frechet_distance(against, of), note="of all images; spread of those drawn")
 
 
-def _sums(gathered: Gathered, label: int | None) -> Sums | None:
+def _sums(measured: DatasetFeatures, label: int | None) -> Sums | None:
     if label is None:
-        return gathered.sums
-    return gathered.class_sums[label] if gathered.class_sums else None
+        return measured.sums
+    return measured.class_sums[label] if measured.class_sums else None
 
 
-def closest(real: Gathered, fake: Gathered, number: int) -> list[tuple[float, int, int]]:
+def closest(real: DatasetFeatures, fake: DatasetFeatures, number: int) -> list[tuple[float, int, int]]:
     """The closest pairs: distance, and the positions of the fake and of its nearest real image in their datasets."""
     distance_N, nearest_N = nearest(real.features_NF, fake.features_NF)
     order = np.argsort(distance_N, kind="stable")[:number]

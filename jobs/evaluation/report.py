@@ -20,7 +20,7 @@ _WIDTH, _HEIGHT = 720, 220
 _BINS = 50
 
 
-def render(
+def render_html(
     protocol: Mapping[str, Any],
     classes: Sequence[str],
     rows: Sequence[Row],

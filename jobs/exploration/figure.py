@@ -32,8 +32,8 @@ def draw(title: str, rows: Sequence[Row], columns: Mapping[int, str], scale: int
     words += [left + place * step_x + _widest(text, font) for place, text in columns.items()]
     right = max(left + max(len(row.images) for row in rows) * step_x, *map(round, words))
     bottom = top + sum(step_y if row.images else _LINE for row in rows)
-    sheet = Image.new("RGB", (right + _PAD, bottom + _PAD), "white")
-    pen = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", (right + _PAD, bottom + _PAD), "white")
+    pen = ImageDraw.Draw(canvas)
     pen.text((_PAD, _PAD // 2), title, _INK, font)
     for place, text in columns.items():
         lines = text.count("\n") + 1
@@ -45,9 +45,9 @@ def draw(title: str, rows: Sequence[Row], columns: Mapping[int, str], scale: int
         pen.text((_PAD, y + middle), row.caption, _INK, font)
         for place, image in enumerate(row.images):
             if image is not None:
-                sheet.paste(_enlarged(image, scale), (left + place * step_x, y))
+                canvas.paste(_enlarged(image, scale), (left + place * step_x, y))
         y += step_y if row.images else _LINE
-    return np.asarray(sheet)
+    return np.asarray(canvas)
 
 
 def _enlarged(image: Pixels, scale: int) -> Image.Image:

@@ -43,7 +43,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Inputs:
     """A model and its images, `limit` of each dataset at most, drawn by `seed`."""
 
     model: Model
@@ -80,9 +80,9 @@ class Subject:
         }
 
 
-def open_subject(model: str, data: str, holdout: str | None, limit: int, seed: int) -> Subject:
+def open_inputs(model: str, data: str, holdout: str | None, limit: int, seed: int) -> Inputs:
     """A model and datasets that fit it. Raises UsageError, ModelError, DatasetError for what cannot be explored."""
-    taken = model_store.take(Folder(model))  # whole: a run that trains may replace it meanwhile
+    taken = model_store.open_model(Folder(model))  # whole: a run that trains may replace it meanwhile
     folder, config = taken.folder, taken.model.config
     for role, url in (("data", data), ("holdout", holdout)):
         if url is None:
@@ -98,7 +98,7 @@ def open_subject(model: str, data: str, holdout: str | None, limit: int, seed: i
     if both[0] and both[-1] and both[0] != both[-1]:
         there, here = (", ".join(names or [])[:60] for names in (both[-1], both[0]))
         raise UsageError(f"--holdout {holdout} has the classes {there}, but --data {data} has {here}")
-    return Subject(taken.model, taken.digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
+    return Inputs(taken.model, taken.digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
 
 
 def _read(role: str, folder: Folder, limit: int, seed: int) -> Images:

@@ -14,7 +14,7 @@ from dcgan.sampling.sampler import Sampler
 from jobs.command.progress import Progress
 from jobs.exploration import figure
 from jobs.exploration.figure import Row
-from jobs.exploration.inputs import Images, Subject
+from jobs.exploration.inputs import Images, Inputs
 from pipelines.images import Pixels
 
 ROWS = 10  # of a picture; classes, where there are any
@@ -32,7 +32,7 @@ _NOISE = 0.25  # the paper's
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class LatentPool:
     """The latents of one class (or of all) and the images they make."""
 
     label: int | None
@@ -41,15 +41,15 @@ class Pool:
     value_N: dict[str, np.ndarray]  # by attribute
 
 
-class Wanderer:
+class LatentTraversal:
     """A model's generator, and the training images that its images are held against."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.config = subject.model.config
-        self.sampler = Sampler(subject.model, _arithmetic(), _BATCH)
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.config = inputs.model.config
+        self.sampler = Sampler(inputs.model, _arithmetic(), _BATCH)
         self.attributes = latent_space.attributes(self.config.channels)
-        self.first = 1 + subject.seed * (1 << 32)  # seeds of latents; each seed of an exploration has its own
+        self.first = 1 + inputs.seed * (1 << 32)  # seeds of latents; each seed of an exploration has its own
         rows = min(ROWS, self.config.num_classes or ROWS)
         self.labels: list[int | None] = list(range(rows)) if self.config.num_classes else [None] * rows
 
@@ -68,14 +68,14 @@ class Wanderer:
         return latents.normal(self.first + place * 1_000_000, count, self.config.z_dim)
 
     def caption(self, label: int | None) -> str:
-        names = self.subject.model.classes
+        names = self.inputs.model.classes
         return "" if label is None or not names else names[label][:24]
 
 
-def explore(subject: Subject) -> tuple[dict[str, Any], dict[str, Pixels]]:
+def explore(inputs: Inputs) -> tuple[dict[str, Any], dict[str, Pixels]]:
     """The result as JSON, and the pictures by name."""
-    wanderer = Wanderer(subject)
-    pools = list(_pools(wanderer))
+    traversal = LatentTraversal(inputs)
+    pools = list(_pools(traversal))
     results: dict[str, Any] = {}
     pictures = {}
     for name, part in (
@@ -83,19 +83,19 @@ def explore(subject: Subject) -> tuple[dict[str, Any], dict[str, Pixels]]:
         ("arithmetic", _arithmetic_rows),
         ("directions", _directions),
     ):
-        results[name], pictures[name] = part(wanderer, pools)
-    return {"format": 1, "protocol": _protocol(wanderer), "results": results}, pictures
+        results[name], pictures[name] = part(traversal, pools)
+    return {"format": 1, "protocol": _protocol(traversal), "results": results}, pictures
 
 
-def _protocol(wanderer: Wanderer) -> dict[str, Any]:
+def _protocol(traversal: LatentTraversal) -> dict[str, Any]:
     return {
-        **wanderer.subject.protocol(),
-        "latent_seed_start": wanderer.first,
+        **traversal.inputs.protocol(),
+        "latent_seed_start": traversal.first,
         "arithmetic": "float32 on the CPU",
-        "nearest": f"by Euclidean distance of pixels in 0..1, among {len(wanderer.subject.real):,} training images",
+        "nearest": f"by Euclidean distance of pixels in 0..1, among {len(traversal.inputs.real):,} training images",
         "population": POPULATION,
         "populations_a_class": POPULATIONS,
-        "attributes": {name: words[1:] for name, words in wanderer.attributes.items()},
+        "attributes": {name: words[1:] for name, words in traversal.attributes.items()},
     }
 
 
@@ -103,15 +103,15 @@ def _arithmetic() -> Arithmetic:
     return choose("fp32", "cpu")
 
 
-def _pools(wanderer: Wanderer) -> Iterator[Pool]:
+def _pools(traversal: LatentTraversal) -> Iterator[LatentPool]:
     """For each class its latents and images; without classes, as many pools as a picture has rows."""
     count = POPULATION * POPULATIONS
-    with Progress("explore: latents", count * len(wanderer.labels), "images") as progress:
-        for number, label in enumerate(wanderer.labels):
-            z_NZ = wanderer.latents(number, count)
-            images_NHWC = wanderer.images(z_NZ, label)
-            values = {name: measure(images_NHWC) for name, (measure, _, _) in wanderer.attributes.items()}
-            yield Pool(label, z_NZ, images_NHWC, values)
+    with Progress("explore: latents", count * len(traversal.labels), "images") as progress:
+        for number, label in enumerate(traversal.labels):
+            z_NZ = traversal.latents(number, count)
+            images_NHWC = traversal.images(z_NZ, label)
+            values = {name: measure(images_NHWC) for name, (measure, _, _) in traversal.attributes.items()}
+            yield LatentPool(label, z_NZ, images_NHWC, values)
             progress.update((number + 1) * count)
 
 
@@ -131,36 +131,36 @@ def _flat(images_NHWC: np.ndarray) -> np.ndarray:
     return features_NF
 
 
-def _interpolation(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, Any], Pixels]:
+def _interpolation(traversal: LatentTraversal, pools: list[LatentPool]) -> tuple[dict[str, Any], Pixels]:
     """From one latent to another: along the arc, its nearest training images, and along the straight line."""
     t_T = np.linspace(0.0, 1.0, STEPS)
     rows, distances = [], []
     for pool in pools:
         a_Z, b_Z = pool.z_NZ[:2]
-        arc = wanderer.images(latent_space.slerp(a_Z, b_Z, t_T), pool.label)
-        line = wanderer.images(latent_space.lerp(a_Z, b_Z, t_T), pool.label)
-        distance_T, nearest = _nearest(wanderer.subject.real, arc)
+        arc = traversal.images(latent_space.slerp(a_Z, b_Z, t_T), pool.label)
+        line = traversal.images(latent_space.lerp(a_Z, b_Z, t_T), pool.label)
+        distance_T, nearest = _nearest(traversal.inputs.real, arc)
         distances.append(distance_T)
-        rows += [Row(f"{wanderer.caption(pool.label)} slerp".strip(), list(arc)), Row("nearest real", list(nearest))]
+        rows += [Row(f"{traversal.caption(pool.label)} slerp".strip(), list(arc)), Row("nearest real", list(nearest))]
         rows += [Row("straight", list(line)), Row("")]
     found: dict[str, Any] = {"nearest_distance_median": float(np.median(distances))}
-    holdout = wanderer.subject.holdout
+    holdout = traversal.inputs.holdout
     if holdout is not None:
-        distance_N, _ = _nearest(wanderer.subject.real, holdout.images_NHWC[:_REFERENCE])
+        distance_N, _ = _nearest(traversal.inputs.real, holdout.images_NHWC[:_REFERENCE])
         found["nearest_distance_median_of_holdout"] = float(np.median(distance_N))
     title = (
         "From one latent to another. slerp: along the arc; nearest real: the training image that is nearest to the one "
         "above it;\nstraight: along the line between the same two latents"
     )
-    return found, figure.draw(title, rows, {}, _scale(wanderer))
+    return found, figure.draw(title, rows, {}, _scale(traversal))
 
 
-def _arithmetic_rows(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, Any], Pixels]:
+def _arithmetic_rows(traversal: LatentTraversal, pools: list[LatentPool]) -> tuple[dict[str, Any], Pixels]:
     """(much of both) - (little of the first) + (little of both) = little of the second, much of the first.
 
     As the paper's smiling woman - neutral woman + neutral man, with attributes that can be measured.
     """
-    (first, (_, much_1, little_1)), (second, (_, much_2, little_2)) = wanderer.attributes.items()
+    (first, (_, much_1, little_1)), (second, (_, much_2, little_2)) = traversal.attributes.items()
     rows, landed = [], []
     for pool in pools:
         for number in range(POPULATIONS):
@@ -170,13 +170,13 @@ def _arithmetic_rows(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, A
             triples = [latent_space.exemplars(a, b) + mine.start for a, b in chosen]
             mean_3Z = np.stack([pool.z_NZ[triple].mean(0) for triple in triples])
             result_Z = mean_3Z[0] - mean_3Z[1] + mean_3Z[2]
-            made = wanderer.images(np.concatenate([mean_3Z, result_Z[None]]), pool.label)
-            landed.append(_where(wanderer, pool, made[3:]) | {"start": _where(wanderer, pool, made[2:3])})
+            made = traversal.images(np.concatenate([mean_3Z, result_Z[None]]), pool.label)
+            landed.append(_where(traversal, pool, made[3:]) | {"start": _where(traversal, pool, made[2:3])})
             if number == 0:
-                rng = np.random.default_rng([wanderer.subject.seed, 4])
+                rng = np.random.default_rng([traversal.inputs.seed, 4])
                 noise_NZ = rng.uniform(-_NOISE, _NOISE, (_AROUND, len(result_Z)))
-                around = wanderer.images(result_Z + noise_NZ, pool.label)
-                rows.append(_equation(wanderer, pool, triples, made, around))
+                around = traversal.images(result_Z + noise_NZ, pool.label)
+                rows.append(_equation(traversal, pool, triples, made, around))
     words = [f"{much_1}, {much_2}", f"{little_1}, {much_2}", f"{little_1}, {little_2}"]
     columns = {
         0: f"  {words[0]}: three, mean",
@@ -198,47 +198,49 @@ def _arithmetic_rows(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, A
         },
         "rank": "0 for the least, 1 for the most of an attribute among the images of the class; 0.5 is its median",
     }
-    return found, figure.draw(title, rows, columns, _scale(wanderer))
+    return found, figure.draw(title, rows, columns, _scale(traversal))
 
 
-def _equation(wanderer: Wanderer, pool: Pool, triples: list[np.ndarray], made: np.ndarray, around: np.ndarray) -> Row:
+def _equation(
+    traversal: LatentTraversal, pool: LatentPool, triples: list[np.ndarray], made: np.ndarray, around: np.ndarray
+) -> Row:
     cells: list[Pixels | None] = []
     for triple, mean in zip(triples, made, strict=False):
         cells += [*pool.images_NHWC[triple], mean, None]
-    _, nearest = _nearest(wanderer.subject.real, made[3:])
+    _, nearest = _nearest(traversal.inputs.real, made[3:])
     means = [pool.images_NHWC[triple].astype(np.float32).mean(0) for triple in triples]
     in_pixels = (means[0] - means[1] + means[2]).clip(0, 255).round().astype(np.uint8)
-    return Row(wanderer.caption(pool.label), [*cells, made[3], *around, None, nearest[0], None, in_pixels])
+    return Row(traversal.caption(pool.label), [*cells, made[3], *around, None, nearest[0], None, in_pixels])
 
 
-def _where(wanderer: Wanderer, pool: Pool, image_1HWC: np.ndarray) -> dict[str, Any]:
+def _where(traversal: LatentTraversal, pool: LatentPool, image_1HWC: np.ndarray) -> dict[str, Any]:
     """The rank of an image among its class, by attribute."""
     return {
         name: float((pool.value_N[name] < measure(image_1HWC)[0]).mean())
-        for name, (measure, _, _) in wanderer.attributes.items()
+        for name, (measure, _, _) in traversal.attributes.items()
     }
 
 
-def _directions(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, Any], Pixels]:
+def _directions(traversal: LatentTraversal, pools: list[LatentPool]) -> tuple[dict[str, Any], Pixels]:
     """A latent moved along the difference of the means of an attribute's ends, and back. One left, one right."""
     t_T = np.linspace(-_FAR / 2, _FAR / 2, DIRECTION_STEPS)
     rows: list[Row] = []
-    moved: dict[str, list[np.ndarray]] = {name: [] for name in wanderer.attributes}
+    moved: dict[str, list[np.ndarray]] = {name: [] for name in traversal.attributes}
     for number, pool in enumerate(pools):
-        z_NZ = wanderer.latents(200 + number, DIRECTED)  # none of those that the direction was found from
+        z_NZ = traversal.latents(200 + number, DIRECTED)  # none of those that the direction was found from
         made: list[Pixels | None] = []
         near: list[Pixels | None] = []
-        for name, (measure, _, _) in wanderer.attributes.items():
+        for name, (measure, _, _) in traversal.attributes.items():
             way_Z = latent_space.direction(pool.z_NZ, pool.value_N[name])
             z_NTZ = z_NZ[:, None] + t_T[:, None] * way_Z
-            images_MHWC = wanderer.images(z_NTZ.reshape(-1, z_NZ.shape[1]), pool.label)
+            images_MHWC = traversal.images(z_NTZ.reshape(-1, z_NZ.shape[1]), pool.label)
             rank_M = (pool.value_N[name][:, None] < measure(images_MHWC)).mean(0)
             moved[name].append(rank_M.reshape(len(z_NZ), -1).mean(0))
             made += [*images_MHWC[:DIRECTION_STEPS], None]
-            near += [*_nearest(wanderer.subject.real, images_MHWC[:DIRECTION_STEPS])[1], None]
-        rows += [Row(wanderer.caption(pool.label), made[:-1]), Row("nearest real", near[:-1]), Row("")]
+            near += [*_nearest(traversal.inputs.real, images_MHWC[:DIRECTION_STEPS])[1], None]
+        rows += [Row(traversal.caption(pool.label), made[:-1]), Row("nearest real", near[:-1]), Row("")]
     columns: dict[int, str] = {}
-    for block, (_, much, little) in enumerate(wanderer.attributes.values()):
+    for block, (_, much, little) in enumerate(traversal.attributes.values()):
         first = block * (DIRECTION_STEPS + 1)
         columns |= {
             first: f"{little} <-",
@@ -257,8 +259,8 @@ def _directions(wanderer: Wanderer, pools: list[Pool]) -> tuple[dict[str, Any], 
         }
         for name, rank_RT in moved.items()
     }
-    return found, figure.draw(title, rows, columns, _scale(wanderer))
+    return found, figure.draw(title, rows, columns, _scale(traversal))
 
 
-def _scale(wanderer: Wanderer) -> int:
-    return max(1, 64 // wanderer.config.image_size)
+def _scale(traversal: LatentTraversal) -> int:
+    return max(1, 64 // traversal.config.image_size)

@@ -12,7 +12,7 @@ from dcgan.exploration import kmeans_features, linear_svm
 from dcgan.exploration.discriminator_features import discriminator_features, untrained
 from jobs.command.progress import Progress
 from jobs.command.settings import UsageError
-from jobs.exploration.inputs import Subject
+from jobs.exploration.inputs import Inputs
 
 _CHUNK = 512
 MAX_FEATURE_BYTES = 4 << 30  # of one kind; the classifier takes five times as much again
@@ -20,7 +20,7 @@ _KEPT_BACK = 6  # without a holdout, one image in so many is tested on
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ProbeResult:
     """One classifier's error; with repeats, their mean, and the deviation of one."""
 
     features: str
@@ -34,58 +34,58 @@ class Line:
 
 
 def explore(
-    subject: Subject, labels: int, repeats: int, centroids: int, tell: Callable[[Line], None]
+    inputs: Inputs, labels: int, repeats: int, centroids: int, tell: Callable[[ProbeResult], None]
 ) -> dict[str, Any]:
     """The result as JSON; its lines are told one by one, as they are there.
 
     Raises: UsageError if there are no classes, or features too many.
     """
-    train, test = _split(subject)
-    shape = subject.real.index.image_shape
+    train, test = _split(inputs)
+    shape = inputs.real.index.image_shape
     lines, described = [], []
-    for make in _kinds(subject, train[0], shape, centroids):
+    for make in _kinds(inputs, train[0], shape, centroids):
         kind = make()
         needed = (len(train[1]) + len(test[1])) * kind.size * 4
         if needed > MAX_FEATURE_BYTES:
             raise UsageError(
-                f"--images {subject.limit}: {kind.size:,} features of {len(train[1]) + len(test[1]):,} images take "
+                f"--images {inputs.limit}: {kind.size:,} features of {len(train[1]) + len(test[1]):,} images take "
                 f"{needed / 1e9:.1f} GB; at most {MAX_FEATURE_BYTES / 1e9:.1f} GB are held: use fewer"
             )
         described.append({"name": kind.name, "size": kind.size, "digest": kind.digest, "what": kind.protocol})
         together_NF = _compute(kind, np.concatenate([train[0], test[0]]))
         train_NF, test_NF = together_NF[: len(train[0])], together_NF[len(train[0]) :]
         if labels < len(train[1]):
-            lines.append(_few_labels(kind, train_NF, train[1], test_NF, test[1], labels, repeats, subject.seed))
+            lines.append(_few_labels(kind, train_NF, train[1], test_NF, test[1], labels, repeats, inputs.seed))
             tell(lines[-1])
-        lines.append(_all_labels(kind, train_NF, train[1], test_NF, test[1], subject.seed))
+        lines.append(_all_labels(kind, train_NF, train[1], test_NF, test[1], inputs.seed))
         tell(lines[-1])
     protocol = {
-        **subject.protocol(),
+        **inputs.protocol(),
         "trained_on": len(train[1]),
         "tested_on": len(test[1]),
-        "test": "the holdout" if subject.holdout is not None else f"every {_KEPT_BACK}th image, which D was trained on",
-        "labels_seen_in_training": bool(subject.model.config.num_classes),
+        "test": "the holdout" if inputs.holdout is not None else f"every {_KEPT_BACK}th image, which D was trained on",
+        "labels_seen_in_training": bool(inputs.model.config.num_classes),
         "features": described,
         "classifier": linear_svm.PROTOCOL,
         "chosen": linear_svm.CHOSEN,
         "few_labels": f"{labels} labels, as many of each class as there are, drawn anew for each of {repeats} repeats",
     }
-    results = [{name: getattr(line, name) for name in Line.__slots__} for line in lines]
+    results = [{name: getattr(line, name) for name in ProbeResult.__slots__} for line in lines]
     return {"format": 1, "protocol": protocol, "results": results}
 
 
-def can(subject: Subject) -> bool:
+def has_classes(inputs: Inputs) -> bool:
     """Whether there are classes to be told."""
-    return bool(subject.real.index.classes) and (
-        subject.holdout_folder is None or subject.holdout is None or bool(subject.holdout.index.classes)
+    return bool(inputs.real.index.classes) and (
+        inputs.holdout_folder is None or inputs.holdout is None or bool(inputs.holdout.index.classes)
     )
 
 
-def _split(subject: Subject) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _split(inputs: Inputs) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Images and labels to train on, and to test on."""
-    if not can(subject):
-        raise UsageError(f"--what features: {subject.real.folder} or the holdout has no classes to be told")
-    real, holdout = subject.real, subject.holdout
+    if not has_classes(inputs):
+        raise UsageError(f"--what features: {inputs.real.folder} or the holdout has no classes to be told")
+    real, holdout = inputs.real, inputs.holdout
     if holdout is not None:
         parts = ((real.images_NHWC, real.label_N), (holdout.images_NHWC, holdout.label_N))
     else:
@@ -97,11 +97,11 @@ def _split(subject: Subject) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nd
 
 
 def _kinds(
-    subject: Subject, train_NHWC: np.ndarray, shape: tuple[int, int, int], centroids: int
+    inputs: Inputs, train_NHWC: np.ndarray, shape: tuple[int, int, int], centroids: int
 ) -> Iterator[Callable[[], Features]]:
     """One after another, so that only one kind's features are held."""
-    model, seed = subject.model, subject.seed
-    trained = f"the discriminator of model {subject.digest[:12]}"
+    model, seed = inputs.model, inputs.seed
+    trained = f"the discriminator of model {inputs.digest[:12]}"
     random = f"a discriminator of the same shape, its weights as training begins with them, from seed {seed}"
     yield lambda: features.make("pixels", shape)
     yield lambda: kmeans_features.kmeans_features(kmeans_features.learn(train_NHWC, centroids, seed), shape)
@@ -121,11 +121,11 @@ def _compute(kind: Features, images_NHWC: np.ndarray) -> np.ndarray:
 
 def _all_labels(
     kind: Features, train_NF: np.ndarray, label_N: np.ndarray, test_NF: np.ndarray, test_label_N: np.ndarray, seed: int
-) -> Line:
+) -> ProbeResult:
     found = _once(train_NF, label_N, test_NF, test_label_N, seed)
     low, high = linear_svm.wilson(found["error"], len(test_label_N))
     interval = "Wilson's 95 % of the test images"
-    return Line(kind.name, kind.size, len(label_N), found["error"], low, high, interval, [found])
+    return ProbeResult(kind.name, kind.size, len(label_N), found["error"], low, high, interval, [found])
 
 
 def _few_labels(
@@ -137,7 +137,7 @@ def _few_labels(
     labels: int,
     repeats: int,
     seed: int,
-) -> Line:
+) -> ProbeResult:
     found = []
     for repeat in range(repeats):
         mine = linear_svm.few(label_N, labels, seed * 1000 + repeat)
@@ -146,7 +146,7 @@ def _few_labels(
     spread = float(errors.std(ddof=1)) if repeats > 1 else 0.0
     interval = f"one standard deviation over {repeats} draws of the labels"
     mean = float(errors.mean())
-    return Line(kind.name, kind.size, labels, mean, mean - spread, mean + spread, interval, found)
+    return ProbeResult(kind.name, kind.size, labels, mean, mean - spread, mean + spread, interval, found)
 
 
 def _once(

@@ -11,7 +11,7 @@ from dcgan.exploration.guided_backpropagation import Gaze, Regard
 from dcgan.families.family import Discriminator
 from jobs.exploration import figure
 from jobs.exploration.figure import Row
-from jobs.exploration.inputs import Images, Subject
+from jobs.exploration.inputs import Images, Inputs
 from pipelines.images import Pixels
 
 UNITS = 12
@@ -23,7 +23,7 @@ _FRAME = (255, 120, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class UnitSaliency:
     """One unit: the images that move it most, and what it saw in each."""
 
     unit: int
@@ -33,18 +33,18 @@ class Seen:
     field: int
 
 
-def explore(subject: Subject) -> tuple[dict[str, Any], Pixels]:
+def explore(inputs: Inputs) -> tuple[dict[str, Any], Pixels]:
     """The result as JSON, and the picture: a row a unit."""
-    images = subject.holdout if subject.holdout is not None else subject.real
+    images = inputs.holdout if inputs.holdout is not None else inputs.real
     networks = {
-        "trained": subject.model.discriminator,
-        "untrained": untrained(subject.model.config, subject.seed),
+        "trained": inputs.model.discriminator,
+        "untrained": untrained(inputs.model.config, inputs.seed),
     }
     found, silent = {}, {}
     for name, network in networks.items():
         found[name], silent[name] = _look(network, images.images_NHWC[:SEARCHED])
     protocol = {
-        **subject.protocol(),
+        **inputs.protocol(),
         "searched": f"{min(len(images), SEARCHED):,} images of {images.folder}",
         "units": f"the first {UNITS} of the last convolution layer that answer any of these images at all",
         "gradient": "guided backpropagation from the unit at the place where it answers most",
@@ -58,10 +58,10 @@ def explore(subject: Subject) -> tuple[dict[str, Any], Pixels]:
         ]
         for name, units in found.items()
     }
-    return {"format": 1, "protocol": protocol, "results": results}, _picture(images, found, subject.digest)
+    return {"format": 1, "protocol": protocol, "results": results}, _picture(images, found, inputs.digest)
 
 
-def _look(network: Discriminator, images_NHWC: np.ndarray) -> tuple[list[Seen], int]:
+def _look(network: Discriminator, images_NHWC: np.ndarray) -> tuple[list[UnitSaliency], int]:
     """The first units that answer at all, and how many of the layer's never do."""
     gaze = Gaze(network)
     response_NU = gaze.responses(images_NHWC)
@@ -70,11 +70,11 @@ def _look(network: Discriminator, images_NHWC: np.ndarray) -> tuple[list[Seen], 
     for unit in awake[:UNITS].tolist():
         position_T = np.argsort(-response_NU[:, unit], kind="stable")[:TOP]
         regard = gaze.regard(images_NHWC[position_T], unit)
-        seen.append(Seen(unit, position_T, response_NU[position_T, unit], regard, gaze.field))
+        seen.append(UnitSaliency(unit, position_T, response_NU[position_T, unit], regard, gaze.field))
     return seen, response_NU.shape[1] - len(awake)
 
 
-def _picture(images: Images, found: dict[str, list[Seen]], digest: str) -> Pixels:
+def _picture(images: Images, found: dict[str, list[UnitSaliency]], digest: str) -> Pixels:
     """A row a unit; on the left the trained network's, on the right the untrained one's, each with its own images."""
     rows = []
     for number in range(max(map(len, found.values()))):
@@ -97,7 +97,7 @@ def _picture(images: Images, found: dict[str, list[Seen]], digest: str) -> Pixel
     return figure.draw(title, rows, columns, scale=1)
 
 
-def _cells(images_NHWC: np.ndarray, one: Seen) -> list[Pixels]:
+def _cells(images_NHWC: np.ndarray, one: UnitSaliency) -> list[Pixels]:
     """Each image with a frame around the unit's field, and beside it the gradient in the field."""
     height = images_NHWC.shape[1]
     scale = max(1, _CELL // height)
@@ -116,7 +116,7 @@ def _cells(images_NHWC: np.ndarray, one: Seen) -> list[Pixels]:
     return cells
 
 
-def _field(gradient_HWC: np.ndarray, one: Seen, n: int) -> np.ndarray:
+def _field(gradient_HWC: np.ndarray, one: UnitSaliency, n: int) -> np.ndarray:
     """The part of a gradient that the unit sees; 0 where that is padding."""
     pad = one.field
     padded = np.pad(gradient_HWC, ((pad, pad), (pad, pad), (0, 0)))

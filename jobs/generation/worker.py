@@ -29,7 +29,7 @@ class GenerateShard:
             raise RuntimeError(
                 f"this worker computes as {here}, the dataset was begun as {self.identity['arithmetic']}"
             )
-        model = model_store.load_named(self.folder / model_store.CARRIED, self.identity["model"])
+        model = model_store.load_copy(self.folder / model_store.IN_DATASET, self.identity["model"])
         self.sampler = Sampler(model, chosen, self.identity["batch"])
         self.encoder = ThreadPoolExecutor(1, "encoder")
 
@@ -54,7 +54,7 @@ class GenerateShard:
         extra = {"seed": np.arange(seeds.start, seeds.stop), "logit": logits_N, "score": scores_N}
         extension = images.EXTENSIONS[self.identity["image"]["format"]]
         record = writer.commit(self.folder, shard, "generate", samples, extra, extension=extension)
-        return {**shard_job.shard_result(record), "scores": Scores.count(scores_N)}
+        return {**shard_job.shard_result(record), "scores": ScoreHistogram.count(scores_N)}
 
     def encode(self, images_NHWC: np.ndarray) -> list[bytes]:
         image = self.identity["image"]
@@ -66,7 +66,7 @@ class GenerateShard:
         return self.sampler.score(np.stack([images.decode(data, channels) for data in encoded]), labels)
 
 
-class Scores:
+class ScoreHistogram:
     """A histogram of scores, added up over shards, and its quantiles."""
 
     BINS = 200

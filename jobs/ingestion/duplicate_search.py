@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.cluster import shard_job
-from jobs.cluster.actor_pool import Done, map_shards
+from jobs.cluster.actor_pool import ShardOutcome, map_shards
 from jobs.cluster.connection import Pool
 from jobs.cluster.failures import WorkersLostError
-from jobs.cluster.process import last_words
+from jobs.cluster.process import report_sudden_end
 from jobs.command.progress import Progress
 from jobs.command.settings import LostWorkError
-from jobs.ingestion.worker import _FOUND, CODES, CodeShard, _write
+from jobs.ingestion.worker import CODES, FOUND, CodeShard, write_table
 from pipelines.dataset import checked_file, layout, writer
 from pipelines.ingest import catalogue, duplicates
 from pipelines.ingest.catalogue import Catalogue
@@ -58,10 +58,10 @@ def _find_duplicates(parts: Sequence[Making], origin: Origin, pool: Pool) -> Non
         found[part][index] = where[kept]
     for (folder, _, _), its in zip(parts, found, strict=True):
         names = [parts[part][2].name(index) for part, index in its.values()]
-        _write(folder, _FOUND, pa.table({"index": pa.array(its, pa.int64()), "of": pa.array(names, pa.string())}))
+        write_table(folder, FOUND, pa.table({"index": pa.array(its, pa.int64()), "of": pa.array(names, pa.string())}))
 
 
-def discard(folder: Folder) -> None:
+def discard_scratch(folder: Folder) -> None:
     """Remove what only the making of a dataset needed."""
     for name in (catalogue.FOLDER, CODES):
         writer.discard(folder, name)
@@ -70,12 +70,12 @@ def discard(folder: Folder) -> None:
 def _make_codes(folder: Folder, identity: Mapping[str, Any], origin: Origin, pool: Pool) -> None:
     have = folder.list(CODES)
     todo = [shard for shard in range(layout.num_shards(identity)) if f"{shard:06d}.parquet" not in have]
-    failed: list[Done] = []
+    failed: list[ShardOutcome] = []
     why = ""
     done = int(identity["count"]) - sum(len(layout.shard_range(identity, shard)) for shard in todo)
     undone = set(todo)
     with (
-        last_words(f"ingest: error: {shard_job.ended(folder, len(todo))}"),
+        report_sudden_end(f"ingest: error: {shard_job.ended(folder, len(todo))}"),
         Progress("ingest", int(identity["count"]), "images compared", done=done) as progress,
     ):
         try:

@@ -18,10 +18,10 @@ from pipelines.sources.registry import Origin, open_source
 from pipelines.storage.folder import Folder
 
 CODES = "codes"  # beside a dataset in the making: what is compared of each image, and what was found
-_FOUND = f"{CODES}/duplicates.parquet"
+FOUND = f"{CODES}/duplicates.parquet"
 
 
-class _Intake:
+class IngestWorker:
     """An actor's view: the dataset in the making, its catalogue and its source."""
 
     def __init__(self, output: str, origin: Origin) -> None:
@@ -30,7 +30,7 @@ class _Intake:
         self.source = open_source(origin.url, origin.kind, origin.choice)
         self.catalogue = catalogue.Reader(self.folder, self.identity["source"], self.identity["shard_size"])
 
-    def take(self, shard: int) -> Iterator[tuple[int, str, int | None, Pixels | ImageError]]:
+    def images(self, shard: int) -> Iterator[tuple[int, str, int | None, Pixels | ImageError]]:
         """Index, source, label and image as the dataset will hold it, of each item of a shard; or why not."""
         items, labels = self.catalogue.shard(shard)
         identity = self.identity
@@ -52,7 +52,7 @@ class _Intake:
             yield index, item.name, label, image
 
 
-class IngestShard(_Intake):
+class IngestShard(IngestWorker):
     """Publishes one whole shard a call: read, normalised, encoded."""
 
     def __init__(self, output: str, origin: Origin) -> None:
@@ -62,7 +62,7 @@ class IngestShard(_Intake):
     def __call__(self, shard: int) -> dict[str, Any]:
         samples, rejects, names = [], [], []
         what = "near duplicate" if self.kept and self.identity["dedupe"]["mode"] == "near" else "duplicate"
-        for index, name, label, image in self.take(shard):
+        for index, name, label, image in self.images(shard):
             if index in self.kept:
                 rejects.append(Reject(index, name, f"{what}: of {self.kept[index]}"))
             elif isinstance(image, ImageError):
@@ -74,25 +74,27 @@ class IngestShard(_Intake):
         return shard_job.shard_result(record, rejects)
 
 
-class CodeShard(_Intake):
+class CodeShard(IngestWorker):
     """Publishes the codes of one shard's images, by which duplicates are found."""
 
     def __call__(self, shard: int) -> dict[str, Any]:
         mode = self.identity["dedupe"]["mode"]
         codes = {
-            i: duplicates.code(image, mode) for i, _, _, image in self.take(shard) if not isinstance(image, ImageError)
+            i: duplicates.code(image, mode)
+            for i, _, _, image in self.images(shard)
+            if not isinstance(image, ImageError)
         }
         table = pa.table({"index": pa.array(codes, pa.int64()), "code": pa.array(codes.values(), pa.binary())})
-        _write(self.folder, f"{CODES}/{shard:06d}.parquet", table)
+        write_table(self.folder, f"{CODES}/{shard:06d}.parquet", table)
         return {}
 
 
 def _read_found(folder: Folder) -> dict[int, str]:
-    table = pq.read_table(io.BytesIO(checked_file.read(folder, _FOUND)))
+    table = pq.read_table(io.BytesIO(checked_file.read(folder, FOUND)))
     return dict(zip(table["index"].to_pylist(), table["of"].to_pylist(), strict=True))
 
 
-def _write(folder: Folder, name: str, table: pa.Table) -> None:
+def write_table(folder: Folder, name: str, table: pa.Table) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     checked_file.write(folder, name, sink.getvalue())

@@ -17,35 +17,35 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RuleResult:
     """What a rule takes, and what it says of itself. `columns`: more of each class, by name."""
 
-    taken_N: np.ndarray  # bool
+    selected_N: np.ndarray  # bool
     parameters: dict[str, Any]
     report: dict[str, Any]
     columns: dict[str, list[float]]
 
 
-def threshold(scores: Scores, min_logit: float) -> Choice:
+def threshold(scores: Scores, min_logit: float) -> RuleResult:
     """Every image whose logit is at least `min_logit`."""
-    return Choice(scores.logit_N >= min_logit, {"min_logit": min_logit}, {}, {})
+    return RuleResult(scores.logit_N >= min_logit, {"min_logit": min_logit}, {}, {})
 
 
-def top(scores: Scores, share: float) -> Choice:
+def top(scores: Scores, share: float) -> RuleResult:
     """The share of each class that has the highest logits, rounded, at least one. Of equal ones the lowest keys."""
-    taken_N = np.zeros(len(scores.index_N), bool)
+    selected_N = np.zeros(len(scores.index_N), bool)
     lowest, tied = [], 0
     for rows_C in _by_class(scores.label_N).values():
         logit_C = scores.logit_N[rows_C]
         count = max(1, round(share * len(rows_C)))
-        taken_N[rows_C[np.argsort(-logit_C, kind="stable")[:count]]] = True
+        selected_N[rows_C[np.argsort(-logit_C, kind="stable")[:count]]] = True
         last = np.sort(logit_C)[-count]
         lowest.append(float(last))
         tied += int((logit_C >= last).sum()) - count
-    return Choice(taken_N, {"share": share}, {"tied_left_out": tied}, {"lowest_logit": lowest})
+    return RuleResult(selected_N, {"share": share}, {"tied_left_out": tied}, {"lowest_logit": lowest})
 
 
-def drs(scores: Scores, real_N: np.ndarray, percentile: float, seed: int) -> Choice:
+def drs(scores: Scores, real_N: np.ndarray, percentile: float, seed: int) -> RuleResult:
     """Rejection sampling within each class: a conditional discriminator's logits say nothing of how classes compare.
 
     Args:   real_N: logits of real images that the discriminator was not trained on. percentile: of gamma.
@@ -62,20 +62,20 @@ def drs(scores: Scores, real_N: np.ndarray, percentile: float, seed: int) -> Cho
             columns[name].append(float(value))
     first = int(scores.index_N[0])
     u_N = rejection.uniform(first, int(scores.index_N[-1]) - first + 1, seed)[scores.index_N - first]
-    taken_N = u_N < probability_N
+    selected_N = u_N < probability_N
     report = {
         "calibration": asdict(calibration),
-        "acceptance": float(taken_N.mean()),
+        "acceptance": float(selected_N.mean()),
         "expected_acceptance": float(probability_N.mean()),
         "epsilon": rejection.EPSILON,
     }
-    return Choice(taken_N, {"gamma_percentile": percentile, "seed": seed}, report, columns)
+    return RuleResult(selected_N, {"gamma_percentile": percentile, "seed": seed}, report, columns)
 
 
-def counts(label_N: np.ndarray, taken_N: np.ndarray) -> list[dict[str, int | None]]:
-    """How many of each class were taken, in the order of a choice's columns."""
+def counts(label_N: np.ndarray, selected_N: np.ndarray) -> list[dict[str, int | None]]:
+    """How many of each class were taken, in the order of a result's columns."""
     return [
-        {"label": None if label < 0 else label, "taken": int(taken_N[rows_C].sum()), "of": len(rows_C)}
+        {"label": None if label < 0 else label, "taken": int(selected_N[rows_C].sum()), "of": len(rows_C)}
         for label, rows_C in _by_class(label_N).items()
     ]
 

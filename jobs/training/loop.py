@@ -30,8 +30,8 @@ from jobs.command import model_store
 from jobs.command.scratch import Scratch
 from jobs.command.settings import USER_ERRORS
 from jobs.training import diagnostics, ranks, run_store
-from jobs.training.progress_actor import Post
-from jobs.training.resume import ApartError, Known, resume
+from jobs.training.progress_actor import ProgressUpdate
+from jobs.training.resume import DriverView, RankMismatchError, resume
 from pipelines import images
 from pipelines.dataset import layout, reader, selection
 from pipelines.dataset.shards import CorruptError, ShardError
@@ -40,14 +40,14 @@ from pipelines.loading import loader
 from pipelines.loading.order import Plan
 from pipelines.storage.folder import Folder, UnreachableError
 
-POST_EVERY_S = 1.0
-LOOK_EVERY_S = 2.0  # for a node that is to be taken away: clouds give 30 s or more
+UPDATE_EVERY_S = 1.0
+PREEMPTION_CHECK_EVERY_S = 2.0  # for a node that is to be taken away: clouds give 30 s or more
 GRID_COLUMNS = 10
 GRID_SEED = 2**62  # far from the seeds that people generate from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class TrainingJob:
     """All that a worker needs to know."""
 
     data: str
@@ -65,9 +65,9 @@ class Job:
     provenance: dict[str, Any]
     claim: str  # sha256 of run.json, as the driver sees it
 
-    def course(self) -> run_store.Course:
+    def schedule(self) -> run_store.TickSchedule:
         """What decides which checkpoint is gone on from."""
-        return run_store.Course(self.network, self.plan.batch, self.tick, self.total)
+        return run_store.TickSchedule(self.network, self.plan.batch, self.tick, self.total)
 
 
 def train(config: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ def train(config: dict[str, Any]) -> None:
 
     An error that another start would only meet again is left with the board, which ends the job.
     """
-    job: Job = config["job"]
+    job: TrainingJob = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if job.arithmetic.device == "cuda":
@@ -84,10 +84,14 @@ def train(config: dict[str, Any]) -> None:
         torch.set_num_threads(job.threads)
         keep_freed_memory()
     try:
-        _Loop(job, config["board"], rank, world).run()
+        _TrainingLoop(job, config["board"], rank, world).run()
     except Exception as error:
         if will_fail_again(error):
-            words = str(error) if isinstance(error, ApartError) else f"rank {rank} on {socket.gethostname()}: {error}"
+            words = (
+                str(error)
+                if isinstance(error, RankMismatchError)
+                else f"rank {rank} on {socket.gethostname()}: {error}"
+            )
             ray.get(config["board"].fail.remote(words))
         raise
 
@@ -101,19 +105,19 @@ def will_fail_again(error: BaseException) -> bool:
     return isinstance(error, (*USER_ERRORS, CorruptError, ShardError, ImageError))
 
 
-class _Loop:
+class _TrainingLoop:
     """One rank's steps. What is not finite is agreed on, so that no rank waits for one that has stopped."""
 
-    def __init__(self, job: Job, board: Any, rank: int, world: int) -> None:
-        self.job, self.board, self.rank, self.course = job, board, rank, job.course()
+    def __init__(self, job: TrainingJob, board: Any, rank: int, world: int) -> None:
+        self.job, self.board, self.rank, self.schedule = job, board, rank, job.schedule()
         run, data = Folder(job.run), Folder(job.data)
         index = selection.open_through(data, job.selection)
         self.training = Training(job.network, job.method, job.arithmetic, job.plan.seed, world)
         starts, committed = ray.get(board.started.remote()) if rank == 0 else (0, 0)
-        checkpoint = resume(run, self.course, self.training, rank, Known(job.claim, committed))
+        checkpoint = resume(run, self.schedule, self.training, rank, DriverView(job.claim, committed))
         self.seen = checkpoint.images if checkpoint else 0
         # The steps since the last tick, also those of before a restart.
-        self.history = unpacked(checkpoint.history) if checkpoint else []
+        self.history = unpack_history(checkpoint.history) if checkpoint else []
         self.recorder = Recorder(job, run, data, index, self.seen) if rank == 0 else None
         if starts > 1:
             monitoring.RESTARTS.inc(1, {"worker": "train"})
@@ -122,21 +126,21 @@ class _Loop:
 
     def run(self) -> None:
         """Step until the end, or until something is not finite."""
-        notice, posted, error = Notice(), self.since, ""
+        notice, updated_at, error = PreemptionNotice(), self.since, ""
         while self.seen < self.job.total and not error:
             self._step()
-            ends, noticed = self.course.ends_tick(self.seen), notice.given()
-            if self.rank == 0 and time.monotonic() - posted > POST_EVERY_S:
-                posted = time.monotonic()
-                self.board.write.remote(Post(self.seen, _note(self.history)))
+            ends, noticed = self.schedule.ends_tick(self.seen), notice.given()
+            if self.rank == 0 and time.monotonic() - updated_at > UPDATE_EVERY_S:
+                updated_at = time.monotonic()
+                self.board.write.remote(ProgressUpdate(self.seen, _note(self.history)))
             # All ranks took the same steps and look for a notice after the same ones, so each of them comes here.
             if ends or noticed:
-                error = ranks.first(self._not_finite())
+                error = ranks.first_text(self._not_finite())
                 if self.recorder is not None and not error:
                     error = self._record(self.recorder, ends, noticed)
             if ends:
                 ray.train.report({"images": self.seen})  # also a barrier: no rank runs ahead of a checkpoint
-                error = ranks.first(error)
+                error = ranks.first_text(error)
                 self.history, self.steps, self.waited, self.since = [], 0, 0.0, time.monotonic()
         self.batches.close()
         if self.recorder is not None:
@@ -186,16 +190,16 @@ class _Loop:
             monitoring.IMAGES.inc(self.steps * size, {"command": "train"})
             monitoring.tick(recorder.ticks[-1])
         else:
-            recorder.save(self.training, self.seen, packed(self.history))
+            recorder.save(self.training, self.seen, pack_history(self.history))
         warnings = recorder.warnings()
         if noticed:
             warnings += (f"a node is to be taken away; there is a checkpoint of {self.seen:,} images",)
         ray.get(self.board.commit.remote(self.seen))
-        self.board.write.remote(Post(self.seen, note, warnings))
+        self.board.write.remote(ProgressUpdate(self.seen, note, warnings))
         return ""
 
 
-class Notice:
+class PreemptionNotice:
     """Looks every few seconds whether a node is about to be taken away (Ray Train's preemption info).
 
     Ray's answer is a collective, so all ranks must look after the same steps: they agree on how many by the slowest.
@@ -211,8 +215,8 @@ class Notice:
         self._left -= 1
         if self._left or self._given:
             return False
-        seconds = ranks.largest((time.monotonic() - self._since) / self._every)
-        self._every = self._left = max(1, round(LOOK_EVERY_S / seconds))
+        seconds = ranks.maximum((time.monotonic() - self._since) / self._every)
+        self._every = self._left = max(1, round(PREEMPTION_CHECK_EVERY_S / seconds))
         self._since = time.monotonic()
         self._given = ray.train.get_preemption_info() is not None
         return self._given
@@ -221,11 +225,11 @@ class Notice:
 class Recorder:
     """What rank 0 keeps of a run: statistics, pictures, the checkpoint, the model and which one is best."""
 
-    def __init__(self, job: Job, run: Folder, data: Folder, index: layout.Index, seen: int) -> None:
+    def __init__(self, job: TrainingJob, run: Folder, data: Folder, index: layout.Index, seen: int) -> None:
         self.job, self.run, self.classes = job, run, index.classes if job.network.num_classes else None
-        self.ticks, _ = run_store.story(run, seen)
+        self.ticks, _ = run_store.read_progress(run, seen)
         self.saved = seen
-        self.real, self.labels = _first_images(data, index, job.metric_images)
+        self.real, self.labels = first_images(data, index, job.metric_images)
         self.features = tick_metric.RandomFeatures(job.network.channels)
         self.real_features = self.features(self.real)
         self.protocol = f"{tick_metric.PROTOCOL}; {len(self.real)} real and as many fake, seeds from {GRID_SEED}"
@@ -286,7 +290,7 @@ class Recorder:
 
     def _keep_best(self, model: Model, seen: int, distance: float) -> None:
         """Publish the model if none was better."""
-        if not run_store.is_better(distance, seen, run_store.read_best(self.run)):
+        if not run_store.replaces_best(distance, seen, run_store.read_best(self.run)):
             return
         name = f"models/{seen:012d}"
         model_store.save(model, self.run / name)
@@ -307,7 +311,7 @@ class Recorder:
             self.run.write(f"tensorboard/{file.name}", file.read_bytes())
 
 
-def _first_images(data: Folder, index: layout.Index, count: int) -> tuple[np.ndarray, np.ndarray]:
+def first_images(data: Folder, index: layout.Index, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The dataset's first images and labels: ingest deals them in random order, so they are a fair sample."""
     found: list[np.ndarray] = []
     labels: list[int] = []
@@ -337,7 +341,7 @@ def _memory() -> dict[str, float]:
     return held
 
 
-def _scale(job: Job) -> int:
+def _scale(job: TrainingJob) -> int:
     return max(1, 64 // job.network.image_size)
 
 
@@ -346,11 +350,11 @@ def _note(history: list[dict[str, torch.Tensor]]) -> str:
     return f"D {float(last['loss_d']):.2f}, G {float(last['loss_g']):.2f}"
 
 
-def packed(history: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def pack_history(history: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Steps' scalars, one tensor a name: what a checkpoint between two ticks holds of them."""
     return {name: torch.stack([step[name].float() for step in history]) for name in history[0]}
 
 
-def unpacked(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def unpack_history(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     """The steps' scalars again, to the last bit."""
     return [dict(zip(tensors, values, strict=True)) for values in zip(*tensors.values(), strict=True)]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import ray
 
 
-class Post(NamedTuple):
+class ProgressUpdate(NamedTuple):
     """How far rank 0 is; `warnings` are lines to be told once."""
 
     images: int
@@ -13,16 +13,16 @@ class Post(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class State(NamedTuple):
+class ProgressState(NamedTuple):
     """What the driver reads: `error` says why training had to stop, `committed` is the newest checkpoint's images."""
 
-    post: Post
+    update: ProgressUpdate
     error: str
     committed: int
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class ProgressActor:
     """Where rank 0 posts how far it is, and the driver reads it.
 
     What a run stands by is remembered here, not on a node: the newest checkpoint that was committed, which a node with
@@ -30,7 +30,7 @@ class Board:
     """
 
     def __init__(self, committed: int) -> None:
-        self.state = State(Post(committed, ""), "", committed)
+        self.state = ProgressState(ProgressUpdate(committed, ""), "", committed)
         self.starts = 0
 
     def started(self) -> tuple[int, int]:
@@ -38,10 +38,10 @@ class Board:
         self.starts += 1
         return self.starts, self.state.committed
 
-    def write(self, post: Post) -> None:
+    def write(self, update: ProgressUpdate) -> None:
         """Warnings stay: the next post may be there before the driver looks."""
-        warnings = tuple(dict.fromkeys((*self.state.post.warnings, *post.warnings)))
-        self.state = self.state._replace(post=post._replace(warnings=warnings))
+        warnings = tuple(dict.fromkeys((*self.state.update.warnings, *update.warnings)))
+        self.state = self.state._replace(update=update._replace(warnings=warnings))
 
     def commit(self, images: int) -> None:
         """A checkpoint is complete. To be awaited: a call that nobody waits for may be lost with its worker."""
@@ -51,5 +51,5 @@ class Board:
         """Training has to stop. The first error counts. To be awaited."""
         self.state = self.state._replace(error=self.state.error or error)
 
-    def read(self) -> State:
+    def read(self) -> ProgressState:
         return self.state

@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 MAX_BYTES = 4096  # of what a rank says; the rest is cut off
 
 
-def largest(value: float) -> float:
+def maximum(value: float) -> float:
     """The largest of the ranks' values, the same float on each of them."""
     if _alone():
         return value
@@ -18,7 +18,7 @@ def largest(value: float) -> float:
     return float(values.item())
 
 
-def heard(words: str) -> list[str]:
+def gather_text(words: str) -> list[str]:
     """What each rank says, by rank."""
     if _alone():
         return [words]
@@ -28,11 +28,11 @@ def heard(words: str) -> list[str]:
     return [_unpack(one) for one in every]
 
 
-def first(words: str) -> str:
+def first_text(words: str) -> str:
     """What the lowest rank says that says anything; empty if none does, which costs one small collective."""
-    if largest(float(bool(words))) == 0.0:
+    if maximum(float(bool(words))) == 0.0:
         return ""
-    return next(said for said in heard(words) if said)
+    return next(said for said in gather_text(words) if said)
 
 
 def _alone() -> bool:

@@ -80,7 +80,7 @@ class _Tick(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TickSchedule:
     """What a run is to do, as far as it decides which checkpoint it goes on from."""
 
     network: FamilyConfig
@@ -106,7 +106,7 @@ class Checkpoint:
     history: dict[str, Tensor] = field(default_factory=dict)
 
 
-def take(run: Folder, identity: dict[str, Any], settings: dict[str, Any]) -> None:
+def claim_run(run: Folder, identity: dict[str, Any], settings: dict[str, Any]) -> None:
     """Claim the directory, or go on with a run of the same identity. Raises ValueError naming what differs."""
     differences = claim.take(run, CLAIM, identity, settings)
     if differences:
@@ -122,7 +122,7 @@ def read_claim(run: Folder) -> dict[str, Any]:
     return _checked(_Claim, run, CLAIM, run.read(CLAIM, MAX_CLAIM_BYTES))
 
 
-def claimed(run: Folder) -> str:
+def claim_digest(run: Folder) -> str:
     """The sha256 of run.json, by which two nodes know that they see the same run. Raises MissingError."""
     return hashlib.sha256(run.read(CLAIM, MAX_CLAIM_BYTES)).hexdigest()
 
@@ -165,7 +165,7 @@ def load(run: Folder, images: int, network: FamilyConfig) -> Checkpoint:
     return Checkpoint(images, card["sha256"], state, history)
 
 
-def newest(run: Folder, course: Course, known: int = 0) -> Checkpoint | None:
+def newest_checkpoint(run: Folder, schedule: TickSchedule, known: int = 0) -> Checkpoint | None:
     """The newest checkpoint to go on from; one that is not whole is passed over, and said so. None for a new run.
 
     Earlier versions saved on preemption at a tick's own step too, and then left out the tick. One without its tick in
@@ -181,13 +181,13 @@ def newest(run: Folder, course: Course, known: int = 0) -> Checkpoint | None:
     first = ""  # what is wrong with the newest
     for images in saved:
         try:
-            checkpoint = load(run, images, course.network)
+            checkpoint = load(run, images, schedule.network)
         except (MissingError, TooLargeError, UsageError) as error:
             first = first or str(error)
             _say(f"{error}; trying the one before")
             continue
-        between = bool(checkpoint.history) and images != course.total
-        if not course.ends_tick(images) or between or images in ticks:
+        between = bool(checkpoint.history) and images != schedule.total
+        if not schedule.ends_tick(images) or between or images in ticks:
             if not first and len(ticks) > 1 and images < sorted(ticks)[-2]:
                 _say(f"{run}: {STATS} tells of {max(ticks):,} images, but the checkpoints after {images:,} are gone")
             return checkpoint
@@ -207,16 +207,16 @@ def newest(run: Folder, course: Course, known: int = 0) -> Checkpoint | None:
     return None
 
 
-def newest_images(run: Folder, course: Course) -> int:
+def images_at_resume(run: Folder, schedule: TickSchedule) -> int:
     """How many images the run has seen by the checkpoint that it goes on from; 0 for a new run.
 
     The checkpoint is read: what is damaged is told of here, in front of the user, not in a worker's log.
     """
-    checkpoint = newest(run, course)
+    checkpoint = newest_checkpoint(run, schedule)
     return checkpoint.images if checkpoint else 0
 
 
-def story(run: Folder, seen: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def read_progress(run: Folder, seen: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The ticks of the first `seen` images (of all, without), oldest first, and best.json.
 
     A run that was interrupted wrote ticks after its last checkpoint; they will be made again.
@@ -262,7 +262,7 @@ def read_best(run: Folder) -> dict[str, Any] | None:
         return None
 
 
-def is_better(distance: float, seen: int, best: dict[str, Any] | None) -> bool:
+def replaces_best(distance: float, seen: int, best: dict[str, Any] | None) -> bool:
     """Whether a model after `seen` images takes the best one's place: it also does if that one comes later in the run,
     which then went back to a checkpoint, or if its distance is NaN (earlier versions kept such a one)."""
     return best is None or best["images"] >= seen or not best["value"] <= distance

@@ -36,7 +36,7 @@ _SENTENCES = {  # of what is wrong: how many, of how many, of which source, and 
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SourceReading:
     """How the source of a dataset was read, by the dataset's own claim."""
 
     origin: Origin
@@ -47,7 +47,7 @@ class Reading:
     held_out: bool  # the dataset is the part that was held out
 
 
-def reading(folder: Folder, source: str) -> Reading:
+def source_reading(folder: Folder, source: str) -> SourceReading:
     """How to read `source` as the dataset's own source was. Raises UsageError, DatasetError, StorageError."""
     claimed = reader.read_claim(folder)
     identity = claimed["identity"]
@@ -73,13 +73,15 @@ def reading(folder: Folder, source: str) -> Reading:
         registry.kind_of(source) if kind == "auto" else kind,
         Choice(**settings, max_bytes=int(numbers[0])),
     )
-    return Reading(origin, relabel, labels == "auto", int(numbers[1]), float(numbers[2]), holdout["part"] != "kept")
+    return SourceReading(
+        origin, relabel, labels == "auto", int(numbers[1]), float(numbers[2]), holdout["part"] != "kept"
+    )
 
 
-class Listing:
+class SourceListing:
     """The items of a source that belong into a dataset, by name; some 150 bytes of memory for each."""
 
-    def __init__(self, how: Reading) -> None:
+    def __init__(self, how: SourceReading) -> None:
         self.url = how.origin.url
         self.source = open_source(how.origin.url, how.origin.kind, how.origin.choice)
         # The list is mapped into memory: it stays readable when its file is gone, and nothing is left behind.
@@ -110,8 +112,8 @@ class Listing:
 class Comparison:
     """A worker's view: the dataset and its source."""
 
-    def __init__(self, folder: Folder, index: Index, how: Reading) -> None:
-        self.folder, self.index, self.listing = folder, index, Listing(how)
+    def __init__(self, folder: Folder, index: Index, how: SourceReading) -> None:
+        self.folder, self.index, self.listing = folder, index, SourceListing(how)
         self.labelled = bool(index.classes or self.listing.classes)
         self.tolerance = tolerance(index.identity)
 
@@ -185,7 +187,7 @@ def missing(listing: Iterable[str], parts: Iterable[Part]) -> dict[str, list[Any
     return wrong
 
 
-def sum_up(found: Iterable[Mapping[str, list[Any]]], samples: int, source: str) -> str:
+def summarise(found: Iterable[Mapping[str, list[Any]]], samples: int, source: str) -> str:
     """What is wrong in a line, from the findings of all shards in their order; '' if nothing is."""
     wrong: dict[str, list[Any]] = {}
     for one in found:

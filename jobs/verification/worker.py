@@ -8,7 +8,7 @@ from dcgan import numerics
 from dcgan.numerics import Arithmetic
 from dcgan.sampling.sampler import Sampler
 from jobs.command import model_store
-from jobs.verification.source_comparison import Comparison, Reading
+from jobs.verification.source_comparison import Comparison, SourceReading
 from pipelines import images
 from pipelines.dataset import layout, manifest, reader
 from pipelines.dataset.labels import labels_of
@@ -20,31 +20,31 @@ from pipelines.storage.folder import Folder
 class VerifyShard:
     """An actor's work: check one shard a call, make some of its images again, compare all of them with the source."""
 
-    def __init__(self, url: str, regenerate: int, chosen: Arithmetic | None, how: Reading | None = None) -> None:
+    def __init__(self, url: str, regenerate: int, chosen: Arithmetic | None, how: SourceReading | None = None) -> None:
         self.folder = Folder(url)
         self.index = reader.open_sealed(self.folder)
         self.regenerate = regenerate
-        self.maker = Maker(self.folder, self.index, chosen) if chosen else None
+        self.regenerator = Regenerator(self.folder, self.index, chosen) if chosen else None
         self.comparison = Comparison(self.folder, self.index, how) if how else None
 
     def __call__(self, shard: int) -> dict[str, Any]:
         record = self.index.shards[shard]
         samples = reader.check_shard(self.folder, self.index, record)
         result: dict[str, Any] = {"samples": samples, "regenerated": 0, "exact": 0, "furthest": 0}
-        chosen = _chosen(self.index, shard, self.regenerate)
-        if self.maker and chosen:
-            result |= self.maker.compare(shard, chosen)
+        chosen = _regenerated_positions(self.index, shard, self.regenerate)
+        if self.regenerator and chosen:
+            result |= self.regenerator.compare(shard, chosen)
         if self.comparison:
             result |= self.comparison.compare(shard)
         return result
 
 
-class Maker:
+class Regenerator:
     """Makes images again from their rows, by the dataset's own copy of its model."""
 
     def __init__(self, folder: Folder, index: Index, chosen: Arithmetic) -> None:
         self.folder, self.index = folder, index
-        model = model_store.load_named(folder / model_store.CARRIED, index.identity["model"])
+        model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity["model"])
         self.sampler = Sampler(model, chosen, index.identity["batch"])
         stored = index.identity["arithmetic"]
         here = numerics.fingerprint(chosen)
@@ -97,7 +97,7 @@ class Maker:
             )
 
 
-def _chosen(index: Index, shard: int, regenerate: int) -> list[int]:
+def _regenerated_positions(index: Index, shard: int, regenerate: int) -> list[int]:
     """Which of a shard's samples are made again: `regenerate` of the whole dataset, evenly spread."""
     total = index.samples
     owned = layout.shard_range(index.identity, shard)

@@ -18,7 +18,7 @@ from dcgan import model_files, numerics
 from jobs import generate, ingest, train
 from jobs.command import model_store
 from jobs.training import run_store
-from jobs.verification.worker import Maker
+from jobs.verification.worker import Regenerator
 from pipelines import images
 from pipelines.dataset import reader
 from pipelines.storage.folder import Folder
@@ -71,8 +71,8 @@ def test_a_model_of_then_is_read_and_its_images_are_made_again(golden: Path, fac
     folder = Folder(str(golden / "synthetic" / name))
     index = reader.open_sealed(folder)
     assert digest == index.identity["model"]
-    maker = Maker(folder, index, numerics.choose("fp32", "cpu"))
-    made = [maker.compare(record.shard, [*range(record.samples)]) for record in index.shards]
+    regenerator = Regenerator(folder, index, numerics.choose("fp32", "cpu"))
+    made = [regenerator.compare(record.shard, [*range(record.samples)]) for record in index.shards]
     assert sum(shard["regenerated"] for shard in made) == make.COUNT
     if same_bits(facts):
         assert sum(shard["exact"] for shard in made) == make.COUNT

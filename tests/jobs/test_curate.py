@@ -32,12 +32,12 @@ def scores(logits: list[float], labels: list[int] | None = None) -> Scores:
 
 
 def test_threshold_takes_what_reaches_it() -> None:
-    assert rules.threshold(scores([0.4, 0.5, 0.6, -1]), 0.5).taken_N.tolist() == [False, True, True, False]
+    assert rules.threshold(scores([0.4, 0.5, 0.6, -1]), 0.5).selected_N.tolist() == [False, True, True, False]
 
 
 def test_top_takes_its_share_of_each_class() -> None:
     found = rules.top(scores([1, 9, 3, 2, 8, 7, 4, 0], [0, 1, 0, 0, 1, 1, 0, 1]), 0.5)
-    assert np.flatnonzero(found.taken_N).tolist() == [1, 2, 4, 6]
+    assert np.flatnonzero(found.selected_N).tolist() == [1, 2, 4, 6]
     assert (found.columns["lowest_logit"], found.report["tied_left_out"]) == ([3.0, 8.0], 0)
     assert rules.counts(np.array([0, 1, 0]), np.array([True, False, True])) == [
         {"label": 0, "taken": 2, "of": 2},
@@ -47,13 +47,13 @@ def test_top_takes_its_share_of_each_class() -> None:
 
 def test_of_equal_logits_the_lowest_keys_are_taken_and_the_others_counted() -> None:
     found = rules.top(scores([1, 2, 2, 3, 2, 2]), 0.5)
-    assert np.flatnonzero(found.taken_N).tolist() == [1, 2, 3]
+    assert np.flatnonzero(found.selected_N).tolist() == [1, 2, 3]
     assert found.report["tied_left_out"] == 2
 
 
 @pytest.mark.parametrize(("share", "taken"), [(1e-9, 1), (0.1, 1), (0.5, 5), (1.0, 10)])
 def test_a_share_is_rounded_and_at_least_one_is_taken(share: float, taken: int) -> None:
-    assert rules.top(scores([float(n) for n in range(10)]), share).taken_N.sum() == taken
+    assert rules.top(scores([float(n) for n in range(10)]), share).selected_N.sum() == taken
 
 
 def some(seed: int, shift: float = 0.0, count: int = 4000) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_drs_bounds_each_class_by_itself() -> None:
     """A class whose logits are all lower by 100 is taken at the same rate; by one bound for all none would be."""
     fake = np.concatenate([some(1), some(1) - 100])
     found = rules.drs(scores(fake.tolist(), [0] * 4000 + [1] * 4000), some(0, 1), 80.0, 0)
-    first, second = found.taken_N[:4000].mean(), found.taken_N[4000:].mean()
+    first, second = found.selected_N[:4000].mean(), found.selected_N[4000:].mean()
     assert first == pytest.approx(second, abs=0.03)
     assert found.columns["expected"][0] == pytest.approx(first, abs=0.03)
     assert found.columns["gamma"][0] == pytest.approx(found.columns["gamma"][1], abs=1e-3)
@@ -74,17 +74,17 @@ def test_drs_bounds_each_class_by_itself() -> None:
 def test_drs_prefers_the_better_ones_and_draws_by_seed_and_index() -> None:
     fake, real_N = scores(some(1).tolist()), some(0, 1)
     found = rules.drs(fake, real_N, 80.0, 3)
-    assert found.report["acceptance"] == found.taken_N.mean()
+    assert found.report["acceptance"] == found.selected_N.mean()
     assert found.report["acceptance"] == pytest.approx(found.report["expected_acceptance"], abs=0.02)
-    assert fake.logit_N[found.taken_N].mean() > fake.logit_N.mean() + 0.3
-    assert np.array_equal(found.taken_N, rules.drs(fake, real_N, 80.0, 3).taken_N)
-    assert not np.array_equal(found.taken_N, rules.drs(fake, real_N, 80.0, 4).taken_N)
+    assert fake.logit_N[found.selected_N].mean() > fake.logit_N.mean() + 0.3
+    assert np.array_equal(found.selected_N, rules.drs(fake, real_N, 80.0, 3).selected_N)
+    assert not np.array_equal(found.selected_N, rules.drs(fake, real_N, 80.0, 4).selected_N)
     calibrated_N = found.report["calibration"]["slope"] * fake.logit_N.astype(np.float64)
     u_N = rejection.uniform(100, 4000, 3)
     again_N = u_N < rejection.acceptance(calibrated_N, 80.0).probability_N
-    assert (again_N == found.taken_N).all()  # the intercept cancels out
-    assert rules.drs(fake, real_N, 0.0, 3).taken_N.sum() > found.taken_N.sum() > 0
-    assert rules.drs(fake, real_N, 99.0, 3).taken_N.sum() < found.taken_N.sum()
+    assert (again_N == found.selected_N).all()  # the intercept cancels out
+    assert rules.drs(fake, real_N, 0.0, 3).selected_N.sum() > found.selected_N.sum() > 0
+    assert rules.drs(fake, real_N, 99.0, 3).selected_N.sum() < found.selected_N.sum()
 
 
 def run(data: Path, rule: str, output: Path, **settings: Any) -> selection.Selection:
@@ -164,7 +164,7 @@ def test_drs_through_the_command(
     again = rules.drs(
         Scores(np.arange(1000), *(np.array(column) for column in list(zip(*rows, strict=True))[1:])), real_N, 80.0, 0
     )
-    assert np.flatnonzero(again.taken_N).tolist() == found.index_N.tolist()
+    assert np.flatnonzero(again.selected_N).tolist() == found.index_N.tolist()
     assert json.loads(json.dumps(again.report["calibration"])) == report["calibration"]
 
 
@@ -214,13 +214,13 @@ def test_the_accuracy_score_is_of_a_classifier_that_saw_what_was_chosen(
     threes = {"classes": [{"label": 3, "taken": 100, "of": 100}], "rule": "threes", "parameters": {}, "images": 1000}
     data = selection.encode(selection.Facts(dataset=root, **threes), np.flatnonzero(label_N == 3))
     (tmp_path / "threes.parquet").write_bytes(data)
-    lesson = accuracy_score.Lesson(
+    training = accuracy_score.ClassifierTraining(
         str(synthetic), root, str(synthetic), root, 10, 1500, 0, selection=str(tmp_path / "threes.parquet")
     )
-    accuracy_score.Teach([lesson], str(tmp_path / "out"))(0)
-    answers = load(checked_file.read(Folder(str(tmp_path / "out")), lesson.answers))
+    accuracy_score.TrainClassifier([training], str(tmp_path / "out"))(0)
+    answers = load(checked_file.read(Folder(str(tmp_path / "out")), training.answers))
     assert np.array_equal(answers["wrong"], label_N != 3)
-    assert lesson.name != replace(lesson, selection=None).name
+    assert training.name != replace(training, selection=None).name
 
 
 def test_training_on_a_selection(

@@ -154,10 +154,10 @@ def test_a_poor_model_looks_poor(found: dict[str, Any]) -> None:
 def test_the_nearest_neighbours_are_sought_among_all_images(
     found: dict[str, Any], digits: Path, synthetic: Path
 ) -> None:
-    """All 1,000 synthetic images, whose shards were gathered by groups, though 200 were drawn."""
+    """All 1,000 synthetic images, whose shards were measured by groups, though 200 were drawn."""
     [row] = [row for row in found["results"] if row["measure"] == "nearest_neighbour_error"]
     assert (row["n_of"], row["n_against"]) == (1000, 200)
-    plan = feature_pass.Plan({"real": str(digits), "fake": str(synthetic)}, "pixels", None, 200, 0, 10)
+    plan = feature_pass.PassPlan({"real": str(digits), "fake": str(synthetic)}, "pixels", None, 200, 0, 10)
     drawn = feature_pass.draw("real", reader.open_sealed(Folder(str(digits))), plan)
     (train, train_label), (test, test_label) = pixels(synthetic), pixels(digits)
     expected = KNeighborsClassifier(1, algorithm="brute").fit(train, train_label).predict(test[drawn])
@@ -223,14 +223,14 @@ def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None
 def test_what_is_there_is_not_gathered_again(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny("real", 0)
     indexes = {role: reader.open_sealed(Folder(str(folder))) for role in ("real", "fake")}
-    plan = feature_pass.Plan({"real": str(folder), "fake": str(folder)}, "pixels", None, 20, 0, 2)
+    plan = feature_pass.PassPlan({"real": str(folder), "fake": str(folder)}, "pixels", None, 20, 0, 2)
     output = Folder(str(tmp_path / "out"))
-    first = feature_pass.gather(plan, indexes, output, "key", Pool(1, 0.0))
+    first = feature_pass.run_pass(plan, indexes, output, "key", Pool(1, 0.0))
     parts = sorted((tmp_path / "out" / "parts").iterdir())
     assert len(parts) == 6
     before = [part.stat().st_mtime_ns for part in parts]
     parts[2].unlink()
-    again = feature_pass.gather(plan, indexes, output, "key", Pool(1, 0.0))
+    again = feature_pass.run_pass(plan, indexes, output, "key", Pool(1, 0.0))
     kept = [part.stat().st_mtime_ns == then for part, then in zip(parts, before, strict=True)]
     assert kept == [True, True, False, True, True, True]
     assert np.array_equal(first["real"].sums.outer_FF, again["real"].sums.outer_FF)

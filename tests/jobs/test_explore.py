@@ -13,7 +13,7 @@ from PIL import Image
 from jobs import explore
 from jobs.command.settings import UsageError
 from jobs.exploration import linear_probe
-from jobs.exploration.inputs import open_subject
+from jobs.exploration.inputs import open_inputs
 
 PICTURES = ("arithmetic", "backprop", "directions", "interpolation")
 
@@ -66,8 +66,8 @@ def test_all_parts(digits: Path, digits_run: Path, tmp_path: Path, capfd: pytest
 def test_what_cannot_be_explored_is_one_line(digits: Path, digits_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--output .*: a dataset, model or run is here; name another folder"):
         run(digits, digits_run, digits_run)
-    subject = open_subject(str(digits_run), str(digits), None, 100, 0)
-    index = subject.real.index
-    subject.__dict__["real"] = replace(subject.real, index=replace(index, identity={**index.identity, "classes": None}))
+    inputs = open_inputs(str(digits_run), str(digits), None, 100, 0)
+    index = inputs.real.index
+    inputs.__dict__["real"] = replace(inputs.real, index=replace(index, identity={**index.identity, "classes": None}))
     with pytest.raises(UsageError, match=r"--what features: .* has no classes to be told"):
-        linear_probe.explore(subject, 10, 1, 4, print)
+        linear_probe.explore(inputs, 10, 1, 4, print)

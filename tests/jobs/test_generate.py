@@ -171,7 +171,7 @@ def test_another_precision_is_refused(make: Make, copy: Path, plain: Path) -> No
 
 
 def test_another_model_is_refused(make: Make, copy: Path, digits_run: Path, tmp_path: Path) -> None:
-    mine, before = model_store.load(model_store.resolve(Folder(str(digits_run))))
+    mine, before = model_store.load(model_store.find_model(Folder(str(digits_run))))
     torch.manual_seed(1)
     other = Folder(str(tmp_path / "model"))
     now = model_store.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
@@ -203,7 +203,7 @@ def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_o
         make(copy, model=f"{copy}/model")
     told = f"{copy}/model/model.json: missing: a model that was copied in part; name the one it was copied from"
     assert str(error.value) == told
-    mine, before = model_store.load(model_store.resolve(Folder(str(digits_run))))
+    mine, before = model_store.load(model_store.find_model(Folder(str(digits_run))))
     torch.manual_seed(1)
     now = model_store.save(Model(*build(mine.config), mine.classes, mine.provenance), Folder(str(tmp_path / "model")))
     with pytest.raises(DatasetError) as refused:
@@ -230,7 +230,7 @@ def test_a_damaged_copy_of_the_model_is_mended(make: Make, copy: Path, plain: Pa
 def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digits_run: Path) -> None:
     """A folder `model` where no dataset is: somebody's own."""
     other = Folder(str(tmp_path / "output" / "model"))
-    mine, _ = model_store.load(model_store.resolve(Folder(str(digits_run))))
+    mine, _ = model_store.load(model_store.find_model(Folder(str(digits_run))))
     model_store.save(Model(*build(mine.config), mine.classes, mine.provenance), other)
     before = tree(tmp_path / "output")
     with pytest.raises(DatasetError) as error:
@@ -241,7 +241,7 @@ def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digit
 
 def test_images_that_are_not_finite_are_not_sealed(make: Make, digits_run: Path, tmp_path: Path) -> None:
     """Weights of 1e38 are finite; what they make is not. The shard is named, and nothing of it is written."""
-    mine, _ = model_store.load(model_store.resolve(Folder(str(digits_run))))
+    mine, _ = model_store.load(model_store.find_model(Folder(str(digits_run))))
     with torch.no_grad():
         for weight in mine.generator.parameters():
             weight.copy_(torch.where(weight > 0, 1e38, -1e38))
@@ -412,7 +412,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 @pytest.mark.long  # tests/test_line.py and test_generate_violence.py run there too
 def test_on_an_object_store(synthetic: Path, digits_run: Path, s3: str, job: Job) -> None:
     """The same bytes there as here."""
-    local, remote = Folder(str(model_store.resolve(Folder(str(digits_run))))), Folder(f"{s3}/run")
+    local, remote = Folder(str(model_store.find_model(Folder(str(digits_run))))), Folder(f"{s3}/run")
     for name in model_store.FILES:
         remote.write(name, local.read(name))
     flags = ("--count", 1000, "--shard-size", 250, "--workers", 1)

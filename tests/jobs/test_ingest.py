@@ -347,7 +347,7 @@ class TestTwoAtOnce:
         # Shards that were not done when it looked, and are by now.
         (Path(folder.url) / "manifest" / "000001.parquet").rename(Path(folder.url) / "kept")
         arguments = {"output": folder.url, "origin": origin}
-        product = shard_job.produce("ingest", folder, identity, Slower, arguments, pool)
+        product = shard_job.run_shard_job("ingest", folder, identity, Slower, arguments, pool)
         assert product.index is not None
         assert product.index.root == root
         out = capsys.readouterr()

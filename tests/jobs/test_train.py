@@ -82,7 +82,7 @@ def test_a_run_leaves(digits_run: Path) -> None:
         f"200 real and as many fake, seeds from {2**62}"
     }
     assert best["model"] == f"models/{best['images']:012d}"
-    model, digest = model_store.load(model_store.resolve(Folder(str(digits_run))))
+    model, digest = model_store.load(model_store.find_model(Folder(str(digits_run))))
     assert model.classes == [str(digit) for digit in range(10)]
     assert model.provenance["data"] == identity["data"]
     assert len(digest) == 64

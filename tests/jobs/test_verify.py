@@ -22,7 +22,7 @@ from dcgan.model_files import Model
 from jobs import curate, generate, verify
 from jobs.command import model_store
 from jobs.command.settings import UsageError
-from jobs.verification.worker import Maker, VerifyShard
+from jobs.verification.worker import Regenerator, VerifyShard
 from pipelines import images
 from pipelines.dataset import card, layout, manifest, reader, shards, writer
 from pipelines.dataset.manifest import PartError
@@ -231,13 +231,13 @@ def test_regenerate_finds_a_score_that_is_off_by_one_bit(
 def test_nan_equals_nothing(synthetic: Path, one_thread: None, name: str) -> None:
     place = Folder(str(synthetic))
     index = reader.open_sealed(place)
-    maker = Maker(place, index, numerics.choose("auto", "cpu"))
+    regenerator = Regenerator(place, index, numerics.choose("auto", "cpu"))
     row = reader.read_sealed_part(place, index.shards[SHARD]).table.take([0]).to_pylist()[0]
     image = reader.read_shard(place, index.shards[SHARD])[row["offset"] : row["offset"] + row["size"]]
     stored, labels = images.decode(image, 1), np.array([row["label"]], np.int64)
-    maker.compare_score(row, stored, labels, "here")
+    regenerator.compare_score(row, stored, labels, "here")
     with pytest.raises(CorruptError, match=r"^here: its logit is .*nan"):
-        maker.compare_score({**row, name: float("nan")}, stored, labels, "here")
+        regenerator.compare_score({**row, name: float("nan")}, stored, labels, "here")
 
 
 @pytest.mark.parametrize(("logit", "score"), [(np.nan, np.nan), (np.nan, 0.5), (2.0, 0.5)])

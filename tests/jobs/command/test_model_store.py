@@ -56,11 +56,11 @@ def test_a_model_that_a_run_replaces_meanwhile_is_read_whole(tmp_path: Path) -> 
     try:
         for _ in range(40):
             turn.set()
-            taken.append(model_store.take(run))
+            taken.append(model_store.open_model(run))
         while not met and len(taken) < 400:  # the same without another look is refused sooner or later
             turn.set()
             try:
-                taken.append(model_store.read(model_store.resolve(run)))
+                taken.append(model_store.read(model_store.find_model(run)))
             except ModelError:
                 met += 1
     finally:
@@ -81,7 +81,7 @@ def test_a_best_model_that_is_not_there_and_stays_so_is_an_error(tmp_path: Path)
     replace(run, make(0), 7)
     run.delete(f"models/{7:012d}/{WEIGHTS[1]}")
     with pytest.raises(ModelError) as error:
-        model_store.take(run)
+        model_store.open_model(run)
     where = f"{run}/models/000000000007/{WEIGHTS[1]}"
     assert str(error.value) == f"{where}: not found; the model is not complete"
 
@@ -91,7 +91,7 @@ def test_a_best_model_that_is_not_there_and_stays_so_is_an_error(tmp_path: Path)
 def test_a_copy_that_is_damaged_or_half_there_is_mended(name: str, damage: str, tmp_path: Path) -> None:
     files, other = model_files.pack(make(0)), model_files.pack(make(1))
     place, folder = tmp_path / "model", Folder(str(tmp_path / "model"))
-    model_store.put(files, folder)
+    model_store.store_files(files, folder)
     flipped = bytearray(files[name])
     flipped[len(flipped) // 2] ^= 1
     wrong = {"empty": b"", "cut": files[name][:-1], "a byte flipped": bytes(flipped), "of another model": other[name]}
@@ -99,7 +99,7 @@ def test_a_copy_that_is_damaged_or_half_there_is_mended(name: str, damage: str, 
     if damage != "missing":
         (place / name).write_bytes(wrong[damage])
     before = {file: (place / file).stat().st_mtime_ns for file in model_store.FILES if file != name}
-    model_store.put(files, folder)
+    model_store.store_files(files, folder)
     assert {file.name: file.read_bytes() for file in place.iterdir()} == files
     assert {file: (place / file).stat().st_mtime_ns for file in before} == before  # what is right is left alone
 
@@ -108,7 +108,7 @@ def test_a_copy_without_its_card_says_so(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "model"))
     folder.write(WEIGHTS[0], b"some bytes")
     with pytest.raises(ModelError) as error:
-        model_store.take(folder)
+        model_store.open_model(folder)
     assert str(error.value) == (
         f"{folder}/{CARD}: missing: a model that was copied in part; name the one it was copied from"
     )

@@ -17,7 +17,7 @@ from jobs.training import ranks, resume, run_store
 from pipelines.storage.folder import Folder
 from tests.jobs.training.test_run_store import NETWORK, begin, step
 
-COURSE = run_store.Course(NETWORK, batch=16, tick=48, total=96)
+SCHEDULE = run_store.TickSchedule(NETWORK, batch=16, tick=48, total=96)
 SEEN = {"same": (0, 0), "behind": (0, 32), "older": (0, 0), "another": (0, 0), "elsewhere": (0, 0), "new": (0, 0)}
 
 
@@ -49,24 +49,24 @@ def rank_main(rank: int, folder: str) -> None:
     """One rank: every case, and then three words of its own."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    claim = run_store.claimed(Folder(f"{folder}/same/0"))
+    claim = run_store.claim_digest(Folder(f"{folder}/same/0"))
     for case, (_, committed) in SEEN.items():
         training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), 3, world=2)
         said = {"images": -1, "error": "", "digest": ""}
         try:
-            known = resume.Known(claim, committed)
-            chosen = resume.resume(Folder(f"{folder}/{case}/{rank}"), COURSE, training, rank, known)
+            known = resume.DriverView(claim, committed)
+            chosen = resume.resume(Folder(f"{folder}/{case}/{rank}"), SCHEDULE, training, rank, known)
             said.update(images=chosen.images if chosen else 0, digest=training.digest())
-        except resume.ApartError as error:
+        except resume.RankMismatchError as error:
             said["error"] = str(error)
         Path(folder, f"{case} {rank}.json").write_text(json.dumps(said))
     other = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), seed=rank)
-    with pytest.raises(resume.ApartError, match=r"^rank 1 on node .* holds other weights than rank 0 on node "):
-        resume.check_alike(other, Folder(folder))
-    assert ranks.heard("né" * 3000 if rank else "") == ["", "né" * 1365 + "n"]
-    assert ranks.first("") == ""
-    assert ranks.first("late" if rank else "") == "late"
-    assert ranks.largest(rank - 5.0) == -4.0
+    with pytest.raises(resume.RankMismatchError, match=r"^rank 1 on node .* holds other weights than rank 0 on node "):
+        resume.check_identical(other, Folder(folder))
+    assert ranks.gather_text("né" * 3000 if rank else "") == ["", "né" * 1365 + "n"]
+    assert ranks.first_text("") == ""
+    assert ranks.first_text("late" if rank else "") == "late"
+    assert ranks.maximum(rank - 5.0) == -4.0
     distributed.barrier()  # a rank whose peer is gone before it leaves was seen to abort
     distributed.destroy_process_group()
 

@@ -23,7 +23,7 @@ from pipelines.storage.folder import Folder, MissingError, StorageError, Unreach
 from tests.families import configure
 
 NETWORK = configure("dcgan", image_size=28, channels=1, width=4, z_dim=6)
-COURSE = run_store.Course(NETWORK, batch=16, tick=32, total=96)
+SCHEDULE = run_store.TickSchedule(NETWORK, batch=16, tick=32, total=96)
 TICK = {
     **{"images": 32, "loss_d": 1.0, "loss_g": 1.0, "real_accuracy": 0.5, "fake_accuracy": 0.5, "diversity": 0.9},
     **{"gradient_d": 1.0, "gradient_g": 1.0, "kernel_distance": 3.0, "images_per_second": 10.0, "protocol": "p"},
@@ -32,7 +32,7 @@ BEST = {"model": f"models/{32:012d}", "images": 32, "metric": "kernel_distance",
 
 
 def begin(place: Path) -> Folder:
-    run_store.take(Folder(str(place)), {"seed": 3}, {"seed": 3})
+    run_store.claim_run(Folder(str(place)), {"seed": 3}, {"seed": 3})
     return Folder(str(place))
 
 
@@ -61,8 +61,8 @@ def run(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
     return tmp_path / "run"
 
 
-def newest(run: Path, course: run_store.Course = COURSE) -> int:
-    return run_store.newest_images(Folder(str(run)), course)
+def newest(run: Path, schedule: run_store.TickSchedule = SCHEDULE) -> int:
+    return run_store.images_at_resume(Folder(str(run)), schedule)
 
 
 def folder_of(run: Path, images: int) -> Path:
@@ -169,7 +169,7 @@ def test_a_folder_where_a_file_is_to_be(name: str, run: Path) -> None:
 
     def start() -> None:
         begin(run)
-        run_store.story(Folder(str(run)), newest(run))
+        run_store.read_progress(Folder(str(run)), newest(run))
 
     with pytest.raises(StorageError) as error:
         start()
@@ -186,7 +186,7 @@ def test_one_without_its_tick_is_passed_over_for_the_one_before(
     run_store.save(folder, 96, state, 9)
     assert newest(run) == 80
     assert f"train: {run}: the checkpoint of 96 images has no tick in stats.jsonl; trying" in capsys.readouterr().err
-    assert newest(run, run_store.Course(NETWORK, 16, tick=40, total=128)) == 96  # no tick by these settings
+    assert newest(run, run_store.TickSchedule(NETWORK, 16, tick=40, total=128)) == 96  # no tick by these settings
     run_store.write_stats(folder, [])
     (run / "best.json").unlink()
     for images in (32, 64, 80):
@@ -199,7 +199,9 @@ def test_the_steps_since_the_last_tick_are_kept_with_a_checkpoint_between_two(
 ) -> None:
     folder, history = Folder(str(run)), {"loss_d": torch.tensor([0.1, 0.2]), "loss_g": torch.tensor([0.3, 0.4])}
     run_store.save(folder, 96, state, 9, history)
-    assert newest(run, run_store.Course(NETWORK, 16, tick=32, total=128)) == 96  # it was between two, of other settings
+    assert (
+        newest(run, run_store.TickSchedule(NETWORK, 16, tick=32, total=128)) == 96
+    )  # it was between two, of other settings
     assert newest(run) == 64  # the end's own tick is missing
     found = run_store.load(folder, 96, NETWORK)
     assert found.state.keys() == state.keys()
@@ -213,16 +215,16 @@ def test_the_steps_since_the_last_tick_are_kept_with_a_checkpoint_between_two(
 def test_steps_that_were_kept_have_the_same_means() -> None:
     training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), 3)
     history = [step(training, seen) for seen in (0, 16, 32)]
-    kept = loop.unpacked(model_files.from_bytes(model_files.to_bytes(loop.packed(history))))
+    kept = loop.unpack_history(model_files.from_bytes(model_files.to_bytes(loop.pack_history(history))))
     assert [{n: float(v) for n, v in one.items()} for one in kept] == [
         {n: float(v) for n, v in one.items()} for one in history
     ]
-    assert loop.unpacked({}) == []
+    assert loop.unpack_history({}) == []
 
 
 def test_a_tick_ends_where_a_multiple_is_passed_and_at_the_end() -> None:
-    course = run_store.Course(NETWORK, batch=16, tick=40, total=112)
-    assert [seen for seen in range(16, 129, 16) if course.ends_tick(seen)] == [48, 80, 112, 128]
+    schedule = run_store.TickSchedule(NETWORK, batch=16, tick=40, total=112)
+    assert [seen for seen in range(16, 129, 16) if schedule.ends_tick(seen)] == [48, 80, 112, 128]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_what_will_fail_again_is_known(error: Exception, again: bool) -> None:
 def test_a_story_that_is_damaged_is_refused_by_its_file(name: str, content: str, run: Path) -> None:
     (run / name).write_text(content)
     with pytest.raises(UsageError) as error:
-        run_store.story(Folder(str(run)), 64)
+        run_store.read_progress(Folder(str(run)), 64)
     assert str(error.value).startswith(f"{run}/{name}: ")
     assert str(error.value).endswith("; put it back from a copy, or use another --run")
 
@@ -256,8 +258,8 @@ def test_a_story_that_is_damaged_is_refused_by_its_file(name: str, content: str,
 def test_a_story_of_which_one_half_is_gone_is_refused(name: str, run: Path) -> None:
     (run / name).unlink()
     with pytest.raises(UsageError, match=f"^{run}/{name}: not found"):
-        run_store.story(Folder(str(run)), 64)
-    assert run_store.story(Folder(str(run)), 16) in (([], None), ([], BEST))  # a first tick that was cut off
+        run_store.read_progress(Folder(str(run)), 64)
+    assert run_store.read_progress(Folder(str(run)), 16) in (([], None), ([], BEST))  # a first tick that was cut off
 
 
 @pytest.mark.parametrize(
@@ -270,18 +272,18 @@ def test_a_claim_that_is_damaged_is_refused_by_its_file(content: str, run: Path)
 
 
 def test_a_best_that_is_nan_is_replaced_and_what_is_behind_a_run_that_went_back() -> None:
-    assert run_store.is_better(2.0, 64, None)
-    assert run_store.is_better(2.0, 64, BEST)
-    assert not run_store.is_better(3.0, 64, BEST)
-    assert run_store.is_better(3.5, 64, {**BEST, "value": math.nan})
-    assert run_store.is_better(3.5, 32, BEST)
+    assert run_store.replaces_best(2.0, 64, None)
+    assert run_store.replaces_best(2.0, 64, BEST)
+    assert not run_store.replaces_best(3.0, 64, BEST)
+    assert run_store.replaces_best(3.5, 64, {**BEST, "value": math.nan})
+    assert run_store.replaces_best(3.5, 32, BEST)
 
 
 def test_a_best_that_is_nan_is_read(run: Path) -> None:
     run_store.write_best(Folder(str(run)), {**BEST, "value": math.nan})
-    _, best = run_store.story(Folder(str(run)), 64)
+    _, best = run_store.read_progress(Folder(str(run)), 64)
     assert best is not None
-    assert run_store.is_better(1e9, 96, best)
+    assert run_store.replaces_best(1e9, 96, best)
 
 
 def test_the_models_that_were_replaced_last_stay(run: Path) -> None:

@@ -135,14 +135,14 @@ def compare(output: Path, source: Path | str) -> str:
     """What the command finds, without Ray: one actor's work shard by shard, then the driver's."""
     folder = Folder(str(output))
     index = reader.open_sealed(folder)
-    how = source_comparison.reading(folder, str(source))
+    how = source_comparison.source_reading(folder, str(source))
     worker = VerifyShard(folder.url, 0, None, how)
     found = [worker(record.shard) for record in index.shards]
     assert json.loads(json.dumps(found)) == found  # as it comes back from an actor
     left_out = source_comparison.missing(
-        source_comparison.Listing(how), (reader.read_sealed_part(folder, r) for r in index.shards)
+        source_comparison.SourceListing(how), (reader.read_sealed_part(folder, r) for r in index.shards)
     )
-    wrong = source_comparison.sum_up([*(one["wrong"] for one in found), left_out], index.samples, str(source))
+    wrong = source_comparison.summarise([*(one["wrong"] for one in found), left_out], index.samples, str(source))
     equal = sum(one["equal"] for one in found)
     assert (equal == index.samples) == ("are not those" not in wrong and "any more" not in wrong)
     return wrong
@@ -315,18 +315,18 @@ def test_mistakes_are_told_in_a_line(made: tuple[Path, Path], tmp_path: Path) ->
     source, output = made
     folder = Folder(str(output))
     with pytest.raises(SourceError, match=r"nowhere: no such folder"):
-        source_comparison.reading(folder, str(tmp_path / "nowhere"))
+        source_comparison.source_reading(folder, str(tmp_path / "nowhere"))
     lacking = Folder(str(tmp_path / "lacking"))
     identity = reader.read_claim(folder)["identity"]
     for name in ("limits", "seed", "holdout", "relabel"):
         bad = {key: value for key, value in identity.items() if key != name}
         lacking.write("dataset.json", json.dumps({"format": 1, "identity": bad, "settings": {}}).encode())
         with pytest.raises(DatasetError, match=f"does not say how its source was read: KeyError.'{name}'"):
-            source_comparison.reading(lacking, str(source))
+            source_comparison.source_reading(lacking, str(source))
     for settings in ({"kind": "x"}, {"split": 3}, {"labels": []}):
         lacking.write("dataset.json", json.dumps({"format": 1, "identity": identity, "settings": settings}).encode())
         with pytest.raises(DatasetError, match=r"dataset\.json: does not say how its source was read: "):
-            source_comparison.reading(lacking, str(source))
+            source_comparison.source_reading(lacking, str(source))
 
 
 def test_the_command(tmp_path: Path, local_ray: None, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
