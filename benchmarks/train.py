@@ -49,7 +49,7 @@ from dcgan.families.family import FamilyConfig
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.cluster.process import keep_freed_memory
-from jobs.training import run_store
+from jobs.training import checkpoints
 from pipelines.dataset import reader
 from pipelines.loading import loader, order
 from pipelines.storage.folder import Folder
@@ -124,7 +124,7 @@ class Ours:
         """Seconds that committing one to a local disk takes, and its megabytes."""
         state = self.training.state()
         start = time.perf_counter()
-        run_store.save(Folder(str(path)), self.seen, state, 1)
+        checkpoints.save(Folder(str(path)), self.seen, state, 1)
         return time.perf_counter() - start, sum(value.nbytes for value in state.values()) / 1e6
 
 

@@ -36,7 +36,7 @@ from jobs.generation import class_policy
 from jobs.generation.worker import GenerateShard, fingerprint
 from jobs.ingestion import duplicate_search
 from jobs.ingestion.worker import CodeShard, IngestShard
-from jobs.training.loop import first_images
+from jobs.training.recorder import first_images
 from jobs.verification.worker import VerifyShard
 from pipelines import images
 from pipelines.dataset import layout, reader, selection, writer

@@ -255,7 +255,7 @@ def test_a_preempted_node_leaves_a_checkpoint_in_time_and_the_rest_goes_on(
 
         def noticed() -> re.Match[str] | None:
             assert run.process.poll() is None, run.log()
-            return re.search(r"a node is to be taken away; there is a checkpoint of ([\d,]+) images", run.log())
+            return re.search(r"a node will be preempted; a checkpoint of ([\d,]+) images is saved", run.log())
 
         until(lambda: bool(noticed()), "the notice is told of")
         found = noticed()

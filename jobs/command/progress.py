@@ -35,7 +35,7 @@ class Progress:
             self._logged = time.monotonic()
             self._print()
 
-    def tell(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line of its own, above the bar where there is one."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)

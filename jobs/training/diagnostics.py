@@ -1,6 +1,6 @@
-"""What goes wrong with a GAN while no error is raised, read from the ticks of a run, in words and with advice.
+"""Diagnose a GAN's training from the ticks of a run: failures that raise no error, each with advice.
 
-Each symptom must show in PATIENCE ticks in a row: every run looks odd for a moment.
+A symptom counts when it shows in PATIENCE ticks in a row: every run looks odd for a moment.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,19 +11,19 @@ from dcgan.training.losses import LOSSES
 Tick = Mapping[str, Any]
 
 PATIENCE = 3  # ticks in a row
-STRONG = 0.98  # share of the real, and of the fake images, that the discriminator tells
+STRONG = 0.98  # share of the real, and of the fake images, that the discriminator recognises
 ALIKE = 0.3  # of the real images' diversity; digits28 has 0.34 after 1,280 images and 0.85 after 19,000
-STILL = 1e-4  # of a loss's size: what it moves between ticks; in digits28 each moves by hundredths
+STILL = 1e-4  # of a loss's size: its range over the ticks; in digits28 each moves by hundredths
 
 
 def warnings(ticks: Sequence[Tick], loss: str) -> list[str]:
-    """One line a symptom, with advice, in the order in which they showed; ticks that are added do not change a line.
+    """One line a symptom, with advice, in the order in which they showed. Later ticks do not change a line.
 
     Args: ticks: as in stats.jsonl, oldest first. loss: a name of LOSSES.
     """
     lines: dict[str, str] = {}
     for window in _windows(ticks):
-        for shows, words in _SYMPTOMS:
+        for shows, words in _DIAGNOSES:
             if words not in lines and shows(window, loss):
                 span = f"from {window[0]['images']:,} to {window[-1]['images']:,} images"
                 lines[words] = words.format(span=span)
@@ -35,7 +35,7 @@ def _windows(ticks: Sequence[Tick]) -> Iterator[Sequence[Tick]]:
 
 
 def _discriminator_too_strong(window: Sequence[Tick], loss: str) -> bool:
-    """Not for a critic: the better it is, the better the generator's gradient."""
+    """Never for a critic: the better the critic, the better the generator's gradient."""
     if LOSSES[loss].critic:
         return False
     return all(min(tick["real_accuracy"], tick["fake_accuracy"]) >= STRONG for tick in window)
@@ -53,11 +53,11 @@ def _still(values: list[float]) -> bool:
     return max(values) - min(values) <= max(STILL * max(map(abs, values)), 1e-9)
 
 
-_SYMPTOMS: tuple[tuple[Callable[[Sequence[Tick], str], bool], str], ...] = (
+_DIAGNOSES: tuple[tuple[Callable[[Sequence[Tick], str], bool], str], ...] = (
     (
         _discriminator_too_strong,
-        f"the discriminator is too strong: {{span}} it told at least {STRONG:.0%} of the real and of the fake images, "
-        "which leaves the generator little to learn from; in a new --run try a lower --discriminator-lr, "
+        f"the discriminator is too strong: {{span}} it recognised at least {STRONG:.0%} of the real and of the fake "
+        "images, which leaves the generator a weak gradient; in a new --run try a lower --discriminator-lr, "
         "--label-smoothing 0.1, --augment color,translation,cutout for a small dataset, or --loss wgan-gp "
         "where the network allows it",
     ),
@@ -68,7 +68,7 @@ _SYMPTOMS: tuple[tuple[Callable[[Sequence[Tick], str], bool], str], ...] = (
     ),
     (
         _losses_still,
-        f"both losses stand still: {{span}} they moved by less than {STILL} of themselves, so the networks learn "
+        f"both losses stand still: {{span}} they changed by less than {STILL} of their size, so the networks learn "
         "nothing; look at gradient_d and gradient_g in stats.jsonl; in a new --run try other rates, or --loss hinge",
     ),
 )

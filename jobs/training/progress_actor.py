@@ -1,4 +1,7 @@
-"""How far a training is, from rank 0 to the driver. Apart from both: an actor that imported torch would cost 260 MB."""
+"""The progress of a training, from rank 0 to the driver.
+
+A module of its own: an actor that imports torch costs 260 MB.
+"""
 
 from typing import NamedTuple
 
@@ -6,7 +9,7 @@ import ray
 
 
 class ProgressUpdate(NamedTuple):
-    """How far rank 0 is; `warnings` are lines to be told once."""
+    """The progress of rank 0. The driver prints each of the `warnings` once."""
 
     images: int
     note: str
@@ -14,7 +17,7 @@ class ProgressUpdate(NamedTuple):
 
 
 class ProgressState(NamedTuple):
-    """What the driver reads: `error` says why training had to stop, `committed` is the newest checkpoint's images."""
+    """The driver's view. `error`: the reason why training has to stop. `committed`: images of the newest checkpoint."""
 
     update: ProgressUpdate
     error: str
@@ -23,10 +26,10 @@ class ProgressState(NamedTuple):
 
 @ray.remote(num_cpus=0)
 class ProgressActor:
-    """Where rank 0 posts how far it is, and the driver reads it.
+    """Holds the progress that rank 0 reports and the driver reads.
 
-    What a run stands by is remembered here, not on a node: the newest checkpoint that was committed, which a node with
-    an older view must not go back behind, and the first error that another start would only meet again.
+    Two facts of a run are kept here and not on a node. The newest committed checkpoint: a node with an older view must
+    not resume from before it. The first error that would recur after a restart.
     """
 
     def __init__(self, committed: int) -> None:
@@ -34,21 +37,21 @@ class ProgressActor:
         self.starts = 0
 
     def started(self) -> tuple[int, int]:
-        """How often the workers have been started, this time included; images of the newest checkpoint."""
+        """Count a start of the workers. Returns the starts so far, and the images of the newest checkpoint."""
         self.starts += 1
         return self.starts, self.state.committed
 
     def write(self, update: ProgressUpdate) -> None:
-        """Warnings stay: the next post may be there before the driver looks."""
+        """Replace the update. Warnings stay: the next update may come before the driver reads this one."""
         warnings = tuple(dict.fromkeys((*self.state.update.warnings, *update.warnings)))
         self.state = self.state._replace(update=update._replace(warnings=warnings))
 
     def commit(self, images: int) -> None:
-        """A checkpoint is complete. To be awaited: a call that nobody waits for may be lost with its worker."""
+        """Record a complete checkpoint. Await it: a call that nobody waits for may be lost with its worker."""
         self.state = self.state._replace(committed=max(images, self.state.committed))
 
     def fail(self, error: str) -> None:
-        """Training has to stop. The first error counts. To be awaited."""
+        """Record the reason why training has to stop. The first one counts. Await it."""
         self.state = self.state._replace(error=self.state.error or error)
 
     def read(self) -> ProgressState:

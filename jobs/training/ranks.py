@@ -1,12 +1,12 @@
-"""What the ranks of a training tell each other: a number, or a few words, as tensors. A rank alone hears itself.
+"""Collectives of the ranks of a training: a maximum, or short texts, as tensors. A single rank gets its own value back.
 
-Each call is a collective: every rank must come to it, as often as the others.
+Each call is a collective: every rank must make it, in the same order.
 """
 
 import torch
 from torch import Tensor, distributed
 
-MAX_BYTES = 4096  # of what a rank says; the rest is cut off
+MAX_BYTES = 4096  # of a rank's text; the rest is cut off
 
 
 def maximum(value: float) -> float:
@@ -18,21 +18,21 @@ def maximum(value: float) -> float:
     return float(values.item())
 
 
-def gather_text(words: str) -> list[str]:
-    """What each rank says, by rank."""
+def gather_text(text: str) -> list[str]:
+    """The text of each rank, by rank."""
     if _alone():
-        return [words]
-    said = _pack(words)
-    every = [torch.empty_like(said) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(every, said)
+        return [text]
+    packed = _pack(text)
+    every = [torch.empty_like(packed) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(every, packed)
     return [_unpack(one) for one in every]
 
 
-def first_text(words: str) -> str:
-    """What the lowest rank says that says anything; empty if none does, which costs one small collective."""
-    if maximum(float(bool(words))) == 0.0:
+def first_text(text: str) -> str:
+    """The text of the lowest rank that has one; empty if none has, which costs one small collective."""
+    if maximum(float(bool(text))) == 0.0:
         return ""
-    return next(said for said in gather_text(words) if said)
+    return next(one for one in gather_text(text) if one)
 
 
 def _alone() -> bool:
@@ -43,10 +43,10 @@ def _device() -> str:
     return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 
 
-def _pack(words: str) -> Tensor:
-    data = words.encode()[:MAX_BYTES]
+def _pack(text: str) -> Tensor:
+    data = text.encode()[:MAX_BYTES]
     return torch.tensor([*data, *bytes(MAX_BYTES - len(data))], device=_device(), dtype=torch.uint8)
 
 
-def _unpack(said: Tensor) -> str:
-    return bytes(said.tolist()).rstrip(b"\0").decode(errors="ignore")
+def _unpack(packed: Tensor) -> str:
+    return bytes(packed.tolist()).rstrip(b"\0").decode(errors="ignore")

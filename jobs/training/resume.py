@@ -1,7 +1,7 @@
-"""Where a training goes on from: rank 0 decides, every rank loads that checkpoint, and they compare what they hold.
+"""Resume a training: rank 0 chooses the checkpoint, every rank loads it, and the ranks compare their weights.
 
-Each rank picking its own newest checkpoint is not enough: a folder may differ by node (a local path, a listing that is
-behind), and ranks that went on from different weights would train side by side without a word.
+It is not enough that each rank takes its own newest checkpoint. A folder may differ by node (a local path, a listing
+that is behind), and ranks that resumed from different weights would train side by side without an error.
 """
 
 import json
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from dcgan.training.step import Training
 from jobs.command.settings import UsageError
-from jobs.training import ranks, run_store
+from jobs.training import checkpoints, ranks, run_store
+from jobs.training.checkpoints import Checkpoint, TickSchedule
 from pipelines.storage.folder import Folder, StorageError
 
 _SHARED = "--run must be a path that every node shares, or a URL"
@@ -22,75 +23,73 @@ class RankMismatchError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class DriverView:
-    """What the driver knows of the run: the sha256 of its run.json, and the newest checkpoint that was committed."""
+    """The run as the driver sees it: the sha256 of its run.json, and the images of the newest committed checkpoint."""
 
     claim: str
     committed: int
 
 
-def resume(
-    run: Folder, schedule: run_store.TickSchedule, training: Training, rank: int, known: DriverView
-) -> run_store.Checkpoint | None:
-    """Have every rank go on from the same checkpoint, or from nothing. To be called by all of them, before a step.
+def resume(run: Folder, schedule: TickSchedule, training: Training, rank: int, view: DriverView) -> Checkpoint | None:
+    """Load the same checkpoint on every rank; None for a new run. All ranks call this before the first step.
 
-    Raises: RankMismatchError on every rank, naming the one that sees something else, its node and the folder.
+    Raises: RankMismatchError on every rank, naming the rank that sees another run, its node and the folder.
     """
-    chosen, problem = _choose(run, schedule, known) if rank == 0 else (None, "")
-    offer = {"images": chosen.images, "sha256": chosen.sha256} if chosen else {"images": 0, "sha256": ""}
-    offer = json.loads(ranks.gather_text(json.dumps(offer))[0])
+    checkpoint, problem = _choose(run, schedule, view) if rank == 0 else (None, "")
+    chosen = {"images": checkpoint.images, "sha256": checkpoint.sha256} if checkpoint else {"images": 0, "sha256": ""}
+    chosen = json.loads(ranks.gather_text(json.dumps(chosen))[0])
     if rank != 0:
-        chosen, problem = _follow(run, schedule, known, offer["images"], offer["sha256"])
-    problem = ranks.first_text(_by(rank, problem))
+        checkpoint, problem = _follow(run, schedule, view, chosen["images"], chosen["sha256"])
+    if problem:
+        problem = f"rank {rank} on node {socket.gethostname()}: {problem}"
+    problem = ranks.first_text(problem)
     if problem:
         raise RankMismatchError(problem)
-    if chosen is None:
+    if checkpoint is None:
         return None
-    training.load_state(chosen.state)
+    training.load_state(checkpoint.state)
     check_identical(training, run)
-    return chosen
+    return checkpoint
 
 
 def check_identical(training: Training, run: Folder) -> None:
-    """Raises RankMismatchError on every rank, naming the first one that holds another state than rank 0."""
-    held = [words.split() for words in ranks.gather_text(f"{training.digest()} {socket.gethostname()}")]
-    for rank, (digest, node) in enumerate(held):
-        if digest != held[0][0]:
+    """Compare the ranks' states. Raises RankMismatchError on every rank, naming the first that differs from rank 0."""
+    states = [text.split() for text in ranks.gather_text(f"{training.digest()} {socket.gethostname()}")]
+    for rank, (digest, node) in enumerate(states):
+        if digest != states[0][0]:
             raise RankMismatchError(
-                f"rank {rank} on node {node} holds other weights than rank 0 on node {held[0][1]} after both loaded "
+                f"rank {rank} on node {node} holds other weights than rank 0 on node {states[0][1]} after both loaded "
                 f"the same checkpoint of {run}: find what differs between the nodes (torch, memory), then start again"
             )
 
 
-def _choose(
-    run: Folder, schedule: run_store.TickSchedule, known: DriverView
-) -> tuple[run_store.Checkpoint | None, str]:
-    """The checkpoint to go on from, or a word on why there is none that may be taken."""
+def _choose(run: Folder, schedule: TickSchedule, view: DriverView) -> tuple[Checkpoint | None, str]:
+    """The checkpoint to resume from, or the reason why there is none."""
     try:
-        _check_claim(run, known.claim)
-        chosen = run_store.newest_checkpoint(run, schedule, known.committed)
+        _check_claim(run, view.claim)
+        checkpoint = checkpoints.newest(run, schedule, view.committed)
     except (UsageError, StorageError) as error:
         return None, str(error)
-    images = chosen.images if chosen else 0
-    if images < known.committed:
+    images = checkpoint.images if checkpoint else 0
+    if images < view.committed:
         return None, (
-            f"{run}: the newest whole checkpoint here is of {images:,} images, but one of {known.committed:,} was "
+            f"{run}: the newest complete checkpoint here is of {images:,} images, but one of {view.committed:,} was "
             f"committed: {_SHARED}; if it is one, start the same command again"
         )
-    return chosen, ""
+    return checkpoint, ""
 
 
 def _follow(
-    run: Folder, schedule: run_store.TickSchedule, known: DriverView, images: int, sha256: str
-) -> tuple[run_store.Checkpoint | None, str]:
-    """The checkpoint that rank 0 chose, read by its name; or a word on why it cannot be had."""
+    run: Folder, schedule: TickSchedule, view: DriverView, images: int, sha256: str
+) -> tuple[Checkpoint | None, str]:
+    """The checkpoint that rank 0 chose, read by its name; or the reason why it cannot be read."""
     try:
-        _check_claim(run, known.claim)
-        chosen = run_store.load(run, images, schedule.network) if images else None
+        _check_claim(run, view.claim)
+        checkpoint = checkpoints.load(run, images, schedule.network) if images else None
     except (UsageError, StorageError) as error:
-        return None, f"{error}, but rank 0 goes on from the checkpoint of {images:,} images: {_SHARED}"
-    if chosen and chosen.sha256 != sha256:
-        return None, f"{run}: its checkpoint of {images:,} images is another than rank 0's: {_SHARED}"
-    return chosen, ""
+        return None, f"{error}, but rank 0 resumes from the checkpoint of {images:,} images: {_SHARED}"
+    if checkpoint and checkpoint.sha256 != sha256:
+        return None, f"{run}: its checkpoint of {images:,} images differs from rank 0's: {_SHARED}"
+    return checkpoint, ""
 
 
 def _check_claim(run: Folder, expected: str) -> None:
@@ -99,8 +98,4 @@ def _check_claim(run: Folder, expected: str) -> None:
     except StorageError as error:
         raise UsageError(f"{error}, but the job wrote it: {_SHARED}") from error
     if not same:
-        raise UsageError(f"{run}/{run_store.CLAIM}: another run's than the job's: {_SHARED}")
-
-
-def _by(rank: int, problem: str) -> str:
-    return f"rank {rank} on node {socket.gethostname()}: {problem}" if problem else ""
+        raise UsageError(f"{run}/{run_store.CLAIM}: this is not the job's run: {_SHARED}")

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs import generate, ingest, train
 from jobs.command import model_store
 from jobs.command.settings import LostWorkError, UsageError
-from jobs.training import run_store
+from jobs.training import checkpoints, run_store
 from pipelines.storage.folder import Folder
 from tests.conftest import digits_settings
 
@@ -94,7 +94,7 @@ def test_a_run_leaves(digits_run: Path) -> None:
     for name in ("logits/real", "logits/fake"):
         drawn = events.Histograms(name)
         assert [(event.step, event.histogram_value.num) for event in drawn] == [(1280, 32), (2560, 32)]
-    assert "Nothing looked wrong" in (digits_run / "report.md").read_text()
+    assert "No warnings" in (digits_run / "report.md").read_text()
 
 
 def test_interrupted_equals_uninterrupted_and_keep(
@@ -139,8 +139,8 @@ def test_no_whole_checkpoint_is_refused(again: tuple[Path, Train]) -> None:
     with pytest.raises(UsageError) as error:
         go_on(images=3840)
     assert str(error.value) == (
-        f"{run}: none of its 2 checkpoints is whole ({run}/{LAST}/state.safetensors: not found); use another --run to "
-        "start anew"
+        f"{run}: none of its 2 checkpoints is complete ({run}/{LAST}/state.safetensors: not found); use another "
+        "--run to start anew"
     )
 
 
@@ -208,7 +208,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_kept(
             state[name] = (value.double() * factor).clamp(-3e38, 3e38).float()
     if tensor.startswith("generator_adam"):
         state["generator_adam.0.exp_avg_sq"].zero_()  # Adam divides by its root
-    run_store.save(Folder(str(run)), 2560, state, keep=2)
+    checkpoints.save(Folder(str(run)), 2560, state, keep=2)
     before = files(run)
     with pytest.raises(LostWorkError) as error:
         go_on(images=3840, tick=64)

@@ -38,8 +38,8 @@ def test_a_healthy_run_has_none(loss: str) -> None:
 
 def test_a_discriminator_that_is_too_strong() -> None:
     assert warnings(ticks({}, *[STRONG_D] * 3), "log") == [
-        "the discriminator is too strong: from 40,000 to 80,000 images it told at least 98% of the real and of the "
-        "fake images, which leaves the generator little to learn from; in a new --run try a lower --discriminator-lr, "
+        "the discriminator is too strong: from 40,000 to 80,000 images it recognised at least 98% of the real and of "
+        "the fake images, which leaves the generator a weak gradient; in a new --run try a lower --discriminator-lr, "
         "--label-smoothing 0.1, --augment color,translation,cutout for a small dataset, or --loss wgan-gp "
         "where the network allows it"
     ]

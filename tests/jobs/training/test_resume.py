@@ -13,11 +13,11 @@ from torch import distributed, multiprocessing
 from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
-from jobs.training import ranks, resume, run_store
+from jobs.training import checkpoints, ranks, resume, run_store
 from pipelines.storage.folder import Folder
 from tests.jobs.training.test_run_store import NETWORK, begin, step
 
-SCHEDULE = run_store.TickSchedule(NETWORK, batch=16, tick=48, total=96)
+SCHEDULE = checkpoints.TickSchedule(NETWORK, batch=16, tick=48, total=96)
 SEEN = {"same": (0, 0), "behind": (0, 32), "older": (0, 0), "another": (0, 0), "elsewhere": (0, 0), "new": (0, 0)}
 
 
@@ -26,7 +26,7 @@ def begun(place: Path, seed: int = 3, images: tuple[int, ...] = (16, 32)) -> Non
     training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), seed)
     for seen in images:
         step(training, seen - 16)
-        run_store.save(Folder(str(place)), seen, training.state(), 9)
+        checkpoints.save(Folder(str(place)), seen, training.state(), 9)
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.command import model_store
 from jobs.command.settings import UsageError
-from jobs.training import loop, run_store
+from jobs.training import checkpoints, loop, run_store
 from pipelines.dataset.shards import CorruptError
 from pipelines.storage.folder import Folder, MissingError, StorageError, UnreachableError
 from tests.families import configure
 
 NETWORK = configure("dcgan", image_size=28, channels=1, width=4, z_dim=6)
-SCHEDULE = run_store.TickSchedule(NETWORK, batch=16, tick=32, total=96)
+SCHEDULE = checkpoints.TickSchedule(NETWORK, batch=16, tick=32, total=96)
 TICK = {
     **{"images": 32, "loss_d": 1.0, "loss_g": 1.0, "real_accuracy": 0.5, "fake_accuracy": 0.5, "diversity": 0.9},
     **{"gradient_d": 1.0, "gradient_g": 1.0, "kernel_distance": 3.0, "images_per_second": 10.0, "protocol": "p"},
@@ -57,12 +57,12 @@ def run(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
     run_store.write_best(folder, BEST)
     run_store.write_stats(folder, [TICK, {**TICK, "images": 64}])
     for images in (32, 64):
-        run_store.save(folder, images, state, 9)
+        checkpoints.save(folder, images, state, 9)
     return tmp_path / "run"
 
 
-def newest(run: Path, schedule: run_store.TickSchedule = SCHEDULE) -> int:
-    return run_store.images_at_resume(Folder(str(run)), schedule)
+def newest(run: Path, schedule: checkpoints.TickSchedule = SCHEDULE) -> int:
+    return checkpoints.images_at_resume(Folder(str(run)), schedule)
 
 
 def folder_of(run: Path, images: int) -> Path:
@@ -95,7 +95,7 @@ def _write(name: str, data: bytes) -> Callable[[Path], None]:
 
 def _save(other: dict[str, torch.Tensor]) -> Callable[[Path], None]:
     def damage(run: Path) -> None:
-        run_store.save(Folder(str(run)), 64, other, 9)
+        checkpoints.save(Folder(str(run)), 64, other, 9)
 
     return damage
 
@@ -104,7 +104,7 @@ def _not_finite(run: Path) -> None:
     """As earlier versions saved it."""
     whole = model_files.from_bytes((folder_of(run, 64) / "state.safetensors").read_bytes())
     whole["average.layers.0.weight"] = whole["average.layers.0.weight"] * math.nan
-    run_store.save(Folder(str(run)), 64, whole, 9)
+    checkpoints.save(Folder(str(run)), 64, whole, 9)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_one_that_is_not_whole_is_passed_over_and_said_so(
         file.unlink()
     with pytest.raises(UsageError) as error:
         newest(run)
-    assert str(error.value).startswith(f"{run}: none of its 1 checkpoints is whole ({folder_of(run, 64)}/{words}")
+    assert str(error.value).startswith(f"{run}: none of its 1 checkpoints is complete ({folder_of(run, 64)}/{words}")
     assert str(error.value).endswith("; use another --run to start anew")
 
 
@@ -147,14 +147,14 @@ def test_checkpoints_that_are_gone_are_missed(run: Path, capsys: pytest.CaptureF
     run_store.write_stats(Folder(str(run)), [{**TICK, "images": images} for images in (32, 64, 96)])
     (folder_of(run, 64) / "checkpoint.json").unlink()
     assert newest(run) == 32
-    told = f"train: {run}: stats.jsonl tells of 96 images, but the checkpoints after 32 are gone\n"
+    told = f"train: {run}: stats.jsonl reports 96 images, but the checkpoints after 32 are gone\n"
     assert capsys.readouterr().err == told
     (folder_of(run, 32) / "checkpoint.json").unlink()
     with pytest.raises(UsageError) as error:
         newest(run)
     assert str(error.value) == (
-        f"{run}/checkpoints: none is there, but stats.jsonl tells of 96 images; put them back, or use another --run to "
-        "start anew"
+        f"{run}/checkpoints: none found, but stats.jsonl reports 96 images; restore them from a copy, or "
+        "use another --run to start anew"
     )
     run_store.write_stats(Folder(str(run)), [TICK])  # the first tick's statistics, then a crash
     assert newest(run) == 0
@@ -181,12 +181,12 @@ def test_one_without_its_tick_is_passed_over_for_the_one_before(
 ) -> None:
     """Earlier versions saved on preemption at a tick's own step, and then left the tick out."""
     folder = Folder(str(run))
-    run_store.save(folder, 80, state, 9)  # between two ticks: nothing is left out
+    checkpoints.save(folder, 80, state, 9)  # between two ticks: nothing is left out
     assert newest(run) == 80
-    run_store.save(folder, 96, state, 9)
+    checkpoints.save(folder, 96, state, 9)
     assert newest(run) == 80
     assert f"train: {run}: the checkpoint of 96 images has no tick in stats.jsonl; trying" in capsys.readouterr().err
-    assert newest(run, run_store.TickSchedule(NETWORK, 16, tick=40, total=128)) == 96  # no tick by these settings
+    assert newest(run, checkpoints.TickSchedule(NETWORK, 16, tick=40, total=128)) == 96  # no tick by these settings
     run_store.write_stats(folder, [])
     (run / "best.json").unlink()
     for images in (32, 64, 80):
@@ -198,32 +198,31 @@ def test_the_steps_since_the_last_tick_are_kept_with_a_checkpoint_between_two(
     run: Path, state: dict[str, torch.Tensor]
 ) -> None:
     folder, history = Folder(str(run)), {"loss_d": torch.tensor([0.1, 0.2]), "loss_g": torch.tensor([0.3, 0.4])}
-    run_store.save(folder, 96, state, 9, history)
-    assert (
-        newest(run, run_store.TickSchedule(NETWORK, 16, tick=32, total=128)) == 96
-    )  # it was between two, of other settings
+    checkpoints.save(folder, 96, state, 9, history)
+    settings = checkpoints.TickSchedule(NETWORK, 16, tick=32, total=128)
+    assert newest(run, settings) == 96  # between two ticks of other settings
     assert newest(run) == 64  # the end's own tick is missing
-    found = run_store.load(folder, 96, NETWORK)
+    found = checkpoints.load(folder, 96, NETWORK)
     assert found.state.keys() == state.keys()
     assert all(torch.equal(found.state[name], state[name]) for name in state)
     assert {name: values.tolist() for name, values in found.history.items()} == {
         name: values.tolist() for name, values in history.items()
     }
-    assert run_store.load(folder, 64, NETWORK).history == {}
+    assert checkpoints.load(folder, 64, NETWORK).history == {}
 
 
 def test_steps_that_were_kept_have_the_same_means() -> None:
     training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), 3)
     history = [step(training, seen) for seen in (0, 16, 32)]
-    kept = loop.unpack_history(model_files.from_bytes(model_files.to_bytes(loop.pack_history(history))))
+    kept = checkpoints.unpack_history(model_files.from_bytes(model_files.to_bytes(checkpoints.pack_history(history))))
     assert [{n: float(v) for n, v in one.items()} for one in kept] == [
         {n: float(v) for n, v in one.items()} for one in history
     ]
-    assert loop.unpack_history({}) == []
+    assert checkpoints.unpack_history({}) == []
 
 
 def test_a_tick_ends_where_a_multiple_is_passed_and_at_the_end() -> None:
-    schedule = run_store.TickSchedule(NETWORK, batch=16, tick=40, total=112)
+    schedule = checkpoints.TickSchedule(NETWORK, batch=16, tick=40, total=112)
     assert [seen for seen in range(16, 129, 16) if schedule.ends_tick(seen)] == [48, 80, 112, 128]
 
 
@@ -251,7 +250,7 @@ def test_a_story_that_is_damaged_is_refused_by_its_file(name: str, content: str,
     with pytest.raises(UsageError) as error:
         run_store.read_progress(Folder(str(run)), 64)
     assert str(error.value).startswith(f"{run}/{name}: ")
-    assert str(error.value).endswith("; put it back from a copy, or use another --run")
+    assert str(error.value).endswith("; restore it from a copy, or use another --run")
 
 
 @pytest.mark.parametrize("name", ["best.json", "stats.jsonl"])
