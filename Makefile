@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help install install-dev infra-tools demo cluster-demo test test-all test-long lint format lock clean
+.PHONY: help install install-dev infra-tools demo cluster-demo test test-all test-long lint format docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ lint: install-dev ## style and types
 format: install-dev ## let ruff write what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install-dev ## write docs/settings.md from the settings classes
+	$(BIN)/python -m jobs.command.settings_page
 
 # torch and torchvision are a pair; the lock pins the one that is tested.
 lock: .venv/.installed-dev ## renew the lock files (needs the network)

@@ -20,8 +20,10 @@ from dcgan.sampling.sampler import Sampler
 from jobs.cluster import actor_pool, connection
 from jobs.cluster.connection import Pool
 from jobs.command import model_store
+from jobs.command.entry import run
+from jobs.command.errors import LostWorkError, UsageError
 from jobs.command.progress import Progress
-from jobs.command.settings import ClusterSettings, LostWorkError, Number, Url, UsageError, run
+from jobs.command.settings import ClusterSettings, Number, Url
 from jobs.selection import rules
 from jobs.selection.rules import RuleResult, Scores
 from pipelines.dataset import layout, reader, selection
@@ -39,9 +41,9 @@ _PRINTED = 20  # classes
 
 
 class CurateSettings(ClusterSettings):
-    """What `jobs/curate.py` takes."""
+    """The settings of `jobs/curate.py`."""
 
-    goes_on: ClassVar[bool] = False
+    resumable: ClassVar[bool] = False
     command: ClassVar[str] = "curate"
     about: ClassVar[str] = (
         "Select from a synthetic dataset by its discriminator's logits: a Parquet file of keys that train, evaluate "

@@ -20,7 +20,9 @@ from dcgan.evaluation import classifier, features
 from dcgan.evaluation.distances import NEIGHBOURS
 from dcgan.evaluation.features import Features, FeaturesError
 from jobs.cluster import connection
-from jobs.command.settings import ClusterSettings, Number, Url, UsageError, run
+from jobs.command.entry import run
+from jobs.command.errors import UsageError
+from jobs.command.settings import ClusterSettings, Number, Url
 from jobs.evaluation import accuracy_score, feature_pass, metrics, report
 from jobs.evaluation.accuracy_score import ClassifierTraining
 from jobs.evaluation.feature_pass import DatasetFeatures, PassPlan
@@ -38,7 +40,7 @@ PAIRS = 12
 
 
 class EvaluateSettings(ClusterSettings):
-    """What `jobs/evaluate.py` takes."""
+    """The settings of `jobs/evaluate.py`."""
 
     command: ClassVar[str] = "evaluate"
     about: ClassVar[str] = (

@@ -16,8 +16,10 @@ from pydantic import Field
 from dcgan import model_files
 from dcgan.evaluation.features import FeaturesError
 from dcgan.exploration.discriminator_features import convolution_blocks
+from jobs.command.entry import run
+from jobs.command.errors import UsageError
 from jobs.command.model_store import BEST
-from jobs.command.settings import JobSettings, Number, Url, UsageError, run
+from jobs.command.settings import JobSettings, Number, Url
 from jobs.exploration import inputs, latent_traversal, linear_probe, unit_saliency
 from jobs.exploration.inputs import Inputs
 from jobs.exploration.linear_probe import ProbeResult
@@ -28,9 +30,9 @@ from pipelines.storage.folder import Folder
 
 
 class ExploreSettings(JobSettings):
-    """What `jobs/explore.py` takes."""
+    """The settings of `jobs/explore.py`."""
 
-    goes_on: ClassVar[bool] = False
+    resumable: ClassVar[bool] = False
     command: ClassVar[str] = "explore"
     about: ClassVar[str] = (
         "What a model's discriminator knows and looks at, and walks between its latents: numbers and pictures. "

@@ -15,10 +15,13 @@ from dcgan import numerics
 from dcgan.model_files import ModelError
 from dcgan.sampling import latents
 from dcgan.sampling.sampler import Sampler
-from jobs.cluster import connection, shard_job
+from jobs.cluster import connection
+from jobs.cluster.shard_job import ShardJob, ShardJobResult, run_shard_job
 from jobs.command import model_store
+from jobs.command.entry import run
+from jobs.command.errors import UsageError
 from jobs.command.model_store import OpenedModel
-from jobs.command.settings import ClusterSettings, GpuShare, JobSettings, Number, Url, UsageError, run
+from jobs.command.settings import ClusterSettings, GpuShare, JobSettings, Number, Url
 from jobs.generation.class_policy import parse_classes
 from jobs.generation.worker import GenerateShard, ScoreHistogram, fingerprint
 from pipelines import images
@@ -30,9 +33,10 @@ from pipelines.storage.folder import Folder
 
 
 class GenerateSettings(ClusterSettings):
-    """What `jobs/generate.py` takes."""
+    """The settings of `jobs/generate.py`."""
 
-    passing: ClassVar[frozenset[str]] = JobSettings.passing | {"gpus_per_worker", "limit_shards", "dry_run"}
+    not_stored: ClassVar[frozenset[str]] = JobSettings.not_stored | {"gpus_per_worker", "limit_shards", "dry_run"}
+    changeable: ClassVar[frozenset[str]] = frozenset({"count"})  # a larger count extends the dataset
     command: ClassVar[str] = "generate"
     about: ClassVar[str] = "Make a synthetic dataset from a trained model: image i is made from seed SEED_START + i."
     examples: ClassVar[tuple[str, ...]] = (
@@ -42,20 +46,20 @@ class GenerateSettings(ClusterSettings):
 
     model: Url = Field("{root}/run", description="a model, or a run, whose best model is taken")
     output: Url = Field("{root}/synthetic", description="where the dataset goes")
-    count: Number = Field(ge=1, le=10**12, description="how many images, exactly")
+    count: Number = Field(ge=1, le=10**12, description="number of images, exactly")
     seed_start: Number = Field(0, ge=0, le=latents.MAX_SEED, description="seed of the first image")
     shard_size: Number = Field(10_000, ge=1, le=100_000, description="images a shard")
     classes: str = Field(
         "balanced", description="labels of a conditional model: balanced, a list as 0,1,7, or weights as 0:3,7:0.5"
     )
     image_format: Literal["png", "jpeg", "webp"] = Field("png", description="png is lossless; the others are smaller")
-    quality: Number = Field(95, ge=1, le=100, description="of jpeg and webp")
+    quality: Number = Field(95, ge=1, le=100, description="quality of jpeg and webp")
     workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a GPU, or one a CPU")
-    batch_size: Number = Field(128, ge=1, le=4096, description="images that the networks take at once")
+    batch_size: Number = Field(128, ge=1, le=4096, description="images in one forward pass; it decides the bytes")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
-    gpus_per_worker: GpuShare = Field(1.0, description="share of a GPU that each actor holds, or how many")
-    limit_shards: Number | None = Field(None, ge=1, description="stop after so many shards, to try; leaves no seal")
+    gpus_per_worker: GpuShare = Field(1.0, description="GPUs of each actor: a share, or a whole number")
+    limit_shards: Number | None = Field(None, ge=1, description="for a trial: stop after this many shards, unsealed")
     dry_run: bool = Field(False, description="print the plan, start nothing and write nothing")
 
 
@@ -96,24 +100,27 @@ def main(settings: GenerateSettings) -> None:
         flush=True,
     )
     scores = ScoreHistogram()
-    product = shard_job.run_shard_job(
-        "generate",
-        output,
-        identity,
-        GenerateShard,
-        {"output": output.url, "chosen": chosen},
-        pool,
+    job = ShardJob(
+        command="generate",
+        folder=output,
+        identity=identity,
+        worker=GenerateShard,
+        arguments={"output": output.url, "chosen": chosen},
         existing=[f"{model_store.IN_DATASET}/{name}" for name in model_store.FILES],
         limit=settings.limit_shards,
         collect=scores.add,
     )
-    if product.made:
+    _print_result(output, run_shard_job(job, pool), scores)
+
+
+def _print_result(output: Folder, result: ShardJobResult, scores: ScoreHistogram) -> None:
+    if result.made:
         tenth, median, ninetieth = (scores.quantile(share) for share in (0.1, 0.5, 0.9))
         print(
-            f"generate: {product.made:,} images made in {product.seconds:,.0f} s; the discriminator's scores: "
+            f"generate: {result.made:,} images made in {result.seconds:,.0f} s; the discriminator's scores: "
             f"10 % below {tenth:.2f}, half below {median:.2f}, 90 % below {ninetieth:.2f}"
         )
-    index = product.index
+    index = result.index
     if index is None:
         print(f"generate: {output}: stopped by --limit-shards, not sealed; leave the flag out to do the rest")
         return
@@ -122,39 +129,41 @@ def main(settings: GenerateSettings) -> None:
 
 
 def _claim(output: Folder, identity: dict[str, Any], stored: dict[str, Any], opened: OpenedModel) -> None:
-    """Take the output for this identity, and have the model in it: of a start that was cut off, a part may be there.
+    """Claim the output, and copy the model into it; an interrupted start may have copied a part.
 
-    Raises: DatasetError for an output that is another's, and for a model there that no dataset has claimed.
+    Raises: DatasetError if the output has another identity, or holds another model without a claim.
     """
-    carried = output / model_store.IN_DATASET
-    others = model_store.compare_files(opened.files, carried)
-    if (strange := [name for name, other in others.items() if other]) and not output.exists(layout.CLAIM):
-        raise DatasetError(f"{carried}/{strange[0]}: of another model, and no dataset is here; use another --output")
+    copy = output / model_store.IN_DATASET
+    different = model_store.compare_files(opened.files, copy)
+    if (strange := [name for name, differs in different.items() if differs]) and not output.exists(layout.CLAIM):
+        raise DatasetError(f"{copy}/{strange[0]}: another model is here, without a dataset; use another --output")
     try:
         writer.claim(output, identity, stored)
     except DatasetError as error:
         raise _another_model(output, opened) or error from error
-    model_store.store_files(opened.files, carried, others)
+    model_store.store_files(opened.files, copy, different)
 
 
 def _another_model(output: Folder, opened: OpenedModel) -> DatasetError | None:
-    """The error that says how to go on with an output that was begun with another model; None if that is not why.
+    """The error for an output that was claimed with another model; None if the model is the same.
 
-    A run that trains on has another best model than when the dataset was begun.
+    A run that continues to train may have a new best model since the dataset was claimed.
     """
     try:
-        begun = reader.read_claim(output)["identity"].get("model")
+        claimed = reader.read_claim(output)["identity"].get("model")
     except (DatasetError, CorruptError):
         return None
-    if begun in (None, opened.digest):
+    if claimed in (None, opened.digest):
         return None
-    what = f'{output}: begun with model = "{begun}", this run has "{opened.digest}"'
+    problem = f'{output}: claimed with model = "{claimed}", this run has "{opened.digest}"'
     try:
-        model_store.load_copy(output / model_store.IN_DATASET, begun)
+        model_store.load_copy(output / model_store.IN_DATASET, claimed)
     except (ModelError, CorruptError) as error:
-        return DatasetError(f"{what}, and its own copy is not whole ({error}); give the former, or another --output")
+        return DatasetError(
+            f"{problem}, and its copy is damaged ({error}); name the first model, or use another --output"
+        )
     return DatasetError(
-        f"{what}; --model {output / model_store.IN_DATASET} goes on with the one that it carries; or another --output"
+        f"{problem}; use --model {output / model_store.IN_DATASET} to go on with its own model, or another --output"
     )
 
 
@@ -164,7 +173,7 @@ def _image(settings: GenerateSettings) -> dict[str, Any]:
 
 
 def _print_plan(settings: GenerateSettings, opened: OpenedModel, labels: dict[str, Any] | None) -> None:
-    """What a run would make, its size judged by 64 images that are made here and thrown away."""
+    """Print the plan. The size is an estimate from 64 images that are made here and discarded."""
     chosen = numerics.choose("fp32", "cpu")
     cycle = labels_of({"labels": labels}, range(64))
     made = Sampler(opened.model, chosen, 64).sample(range(settings.seed_start, settings.seed_start + 64), cycle)

@@ -7,8 +7,6 @@ if __name__ == "__main__":
     signals.arm()
 
 import json
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,14 +19,19 @@ import pyarrow
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dcgan.families.family import IMAGE_SIZES
-from jobs.cluster import connection, shard_job
+from jobs.cluster import connection
+from jobs.cluster.connection import Pool
+from jobs.cluster.shard_job import ShardJob, run_shard_job
+from jobs.command.entry import run
+from jobs.command.errors import LostWorkError, UsageError
 from jobs.command.scratch import Scratch
-from jobs.command.settings import Channels, ClusterSettings, JobSettings, LostWorkError, Number, Url, UsageError, run
+from jobs.command.settings import Channels, ClusterSettings, JobSettings, Number, Url
 from jobs.ingestion import duplicate_search
+from jobs.ingestion.duplicate_search import DatasetInProgress
+from jobs.ingestion.rejects import check_allowance, check_rejects, count_by_reason
 from jobs.ingestion.worker import IngestShard
 from pipelines import images
-from pipelines.dataset import layout, manifest, writer
-from pipelines.dataset.manifest import Reject
+from pipelines.dataset import layout, writer
 from pipelines.ingest import catalogue, duplicates
 from pipelines.ingest.catalogue import Catalogue
 from pipelines.sources import registry
@@ -36,7 +39,7 @@ from pipelines.sources.base import Choice, Item, Source
 from pipelines.sources.registry import Origin
 from pipelines.storage.folder import Folder, StorageError, normalise
 
-MOST_KINDS = 20  # of what was ignored, in the line that tells of it; dataset.json has all
+MOST_KINDS = 20  # of ignored files, in the printed line; dataset.json has all
 
 
 def _colour(name: str) -> str:
@@ -51,20 +54,13 @@ def _place(name: str) -> str:
         raise ValueError(str(error)) from error
 
 
-def _allowance(value: str) -> str:
-    """A share of the images as `0.05`, or a number of them as `100`."""
-    if re.fullmatch(r"\d{1,15}", value) or (re.fullmatch(r"\d*\.\d+|1\.0*", value) and float(value) <= 1):
-        return value
-    raise ValueError("must be a share, as 0.05, or a number of images, as 100")
-
-
 class IngestSettings(ClusterSettings):
-    """What `jobs/ingest.py` takes."""
+    """The settings of `jobs/ingest.py`."""
 
     command: ClassVar[str] = "ingest"
     about: ClassVar[str] = (
         "Make a dataset from images: a folder, a zip or tar of one, WebDataset shards, Parquet, a CSV or JSONL list,\n"
-        "IDX files, torchvision:NAME, another dataset, or `digits`. docs/ingest.md tells of each."
+        "IDX files, torchvision:NAME, another dataset, or `digits`. docs/ingest.md describes each."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/ingest.py --source digits",
@@ -72,51 +68,52 @@ class IngestSettings(ClusterSettings):
         "jobs/ingest.py --source s3://bucket/laion/ --label-column category --dedupe near --max-rejects 1000",
         "jobs/ingest.py --source mnist/ --split train",
     )
-    passing: ClassVar[frozenset[str]] = JobSettings.passing | {"max_rejects"}
+    changeable: ClassVar[frozenset[str]] = frozenset()
+    not_stored: ClassVar[frozenset[str]] = JobSettings.not_stored | {"max_rejects"}
 
     source: Annotated[str, AfterValidator(_place)] = Field(
         description="a path or URL of images in any of the forms above; `digits` is 5,000 of MNIST, built in"
     )
     output: Url = Field("{root}/real", description="where the dataset goes")
     kind: Literal["auto", "images", "webdataset", "parquet", "idx"] = Field(
-        "auto", description="what a folder is, where it holds several"
+        "auto", description="how to read a folder that could be read in several ways"
     )
-    split: str | None = Field(None, description="which part of a source that has several, as train or test")
-    labels: Literal["auto", "none"] = Field("auto", description="take the classes that the source has, or none")
+    split: str | None = Field(None, description="part of a source that has several, as train or test")
+    labels: Literal["auto", "none"] = Field("auto", description="auto: the classes of the source; none: no classes")
     image_column: str | None = Field(None, description="Parquet, lists: the column of images; default: the usual names")
     label_column: str | None = Field(
         None, description="Parquet, lists: the column of classes; WebDataset: the field of .json instead of .cls"
     )
     relabel: Path | None = Field(
-        None, description='JSON file of new class names, as {"tabby": "cat", "car": null}; null leaves a class out'
+        None, description='JSON file of new class names, as {"tabby": "cat", "car": null}; null excludes a class'
     )
     base: Url | None = Field(None, description="lists: where their paths start; default: the list's own folder")
     image_size: Number | None = Field(
         None, description=f"height and width: {', '.join(map(str, IMAGE_SIZES))}; default: the source's, else 64"
     )
     channels: Channels | None = Field(None, description="1 (grey) or 3 (RGB); default: the source's, else 3")
-    resize: Literal["crop", "pad", "stretch"] = Field("crop", description="what to do with an image of another shape")
+    resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image becomes square")
     background: Annotated[str, AfterValidator(_colour)] = Field(
         "white", description="behind transparent images: a CSS colour, as white or #102030"
     )
     dedupe: Literal["none", "exact", "near"] = Field(
-        "none", description="leave out all but one of equal images, or of images that look the same"
+        "none", description="keep one of equal images (exact), or of images that look the same (near)"
     )
     holdout: float = Field(
-        0.0, ge=0.0, le=0.9, description="share of the images that become a second dataset, for evaluation"
+        0.0, ge=0.0, le=0.9, description="share of the images that go to a second dataset, for evaluation"
     )
-    holdout_output: Url | None = Field(None, description="where that goes; default: OUTPUT-holdout")
-    max_rejects: Annotated[str, BeforeValidator(str), AfterValidator(_allowance)] = Field(
-        "0.1", description="images that may fail to be taken, a share or a number; duplicates do not count"
+    holdout_output: Url | None = Field(None, description="where the second dataset goes; default: OUTPUT-holdout")
+    max_rejects: Annotated[str, BeforeValidator(str), AfterValidator(check_allowance)] = Field(
+        "0.1", description="images that may fail, a share or a number; duplicates do not count"
     )
-    max_image_bytes: Number = Field(64 << 20, ge=1, le=1 << 30, description="larger files are not taken")
+    max_image_bytes: Number = Field(64 << 20, ge=1, le=1 << 30, description="larger files are rejected")
     max_image_pixels: Number = Field(
-        images.MAX_PIXELS, ge=1, le=1 << 30, description="images of more pixels are not decoded"
+        images.MAX_PIXELS, ge=1, le=1 << 30, description="images with more pixels are rejected undecoded"
     )
     shard_size: Number = Field(
         1000, ge=1, le=100_000, description="images a shard; at least as many shards as training workers"
     )
-    seed: Number = Field(0, ge=0, le=2**63 - 1, description="of the order in which images are dealt to shards")
+    seed: Number = Field(0, ge=0, le=2**63 - 1, description="seed of the order in which images are dealt to shards")
     workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a CPU")
 
 
@@ -155,19 +152,8 @@ def _make(
     kept: Catalogue,
     held: Catalogue | None,
 ) -> None:
-    """Claim, compare if asked, take and seal: the dataset, and the holdout after it."""
-    listing = {"listed": source.tally.listed, "ignored": source.tally.ignored}
-    outputs = [settings.output, settings.holdout_output or f"{settings.output}-holdout"]
-    parts = []
-    for output, part in zip(outputs, (kept, held), strict=True):
-        if part is None:
-            continue
-        if not len(part):
-            raise UsageError(f"--holdout {settings.holdout}: of these few images none falls on one side; use another")
-        folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
-        writer.check_size(identity)
-        writer.claim(folder, identity, settings.stored(), {"listing": listing})
-        parts.append((folder, identity, part))
+    """Claim, compare if asked, ingest and seal: the dataset, and the holdout after it."""
+    parts = _claim(settings, source, relabel, kept, held)
     size, channels, classes = (parts[0][1][name] for name in ("image_size", "channels", "classes"))
     print(
         f"ingest: {' and '.join(f'{len(part):,}' for _, _, part in parts)} images ({origin.kind}), "
@@ -176,32 +162,64 @@ def _make(
         flush=True,
     )
     pool = connection.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
-    making = [part for part in parts if layout.SEAL not in part[0].list()]
-    compared = parts if making and settings.dedupe != "none" else []  # a sealed one keeps its images from the other
-    for folder, _, part in compared or making:
+    unsealed = [part for part in parts if layout.SEAL not in part[0].list()]
+    # A sealed dataset is compared too: its images exclude their duplicates from the other one.
+    compared = parts if unsealed and settings.dedupe != "none" else []
+    for folder, _, part in compared or unsealed:
         part.publish(folder, settings.shard_size)
     if compared:
         duplicate_search.find_duplicates(compared, origin, pool)
-    taken = 0
-    for folder, identity, _ in parts:
-        arguments = {"output": folder.url, "origin": origin}
-
-        def check(rejects: list[Reject], folder: Folder = folder, count: int = identity["count"]) -> None:
-            _check_rejects(settings.max_rejects, folder, count, rejects)
-
-        product = shard_job.run_shard_job("ingest", folder, identity, IngestShard, arguments, pool, check=check)
-        assert product.index is not None, "ingest has no limit"
-        for reason, number in _reasons(product.rejects).items():
-            print(f"ingest: {number:,} not taken: {reason} (each with its source in {folder}/{layout.REJECTS})")
-        index = product.index
-        taken += index.samples
-        print(
-            f"ingest: {folder}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}"
-        )
+    taken = sum(_ingest_part(settings, origin, folder, identity, pool) for folder, identity, _ in parts)
     for folder, _, _ in parts:
         duplicate_search.discard_scratch(folder)
-    _tell(source.tally.listed, taken, sum(len(part) for _, _, part in parts) - taken, source.tally.ignored)
+    _print_balance(source.tally.listed, taken, sum(len(part) for _, _, part in parts) - taken, source.tally.ignored)
     print(f"ingest: next: jobs/train.py --data {parts[0][0]}")
+
+
+def _claim(
+    settings: IngestSettings,
+    source: Source,
+    relabel: Mapping[str, str | None],
+    kept: Catalogue,
+    held: Catalogue | None,
+) -> list[DatasetInProgress]:
+    """Claim the output, and the holdout's where there is one."""
+    listing = {"listed": source.tally.listed, "ignored": source.tally.ignored}
+    outputs = [settings.output, settings.holdout_output or f"{settings.output}-holdout"]
+    parts: list[DatasetInProgress] = []
+    for output, part in zip(outputs, (kept, held), strict=True):
+        if part is None:
+            continue
+        if not len(part):
+            raise UsageError(
+                f"--holdout {settings.holdout}: with so few images one of the two datasets is empty; use another share"
+            )
+        folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
+        writer.check_size(identity)
+        writer.claim(folder, identity, settings.stored(), {"listing": listing})
+        parts.append((folder, identity, part))
+    return parts
+
+
+def _ingest_part(
+    settings: IngestSettings, origin: Origin, folder: Folder, identity: Mapping[str, Any], pool: Pool
+) -> int:
+    """Make one dataset, and print what it holds. Returns the number of its images."""
+    job = ShardJob(
+        command="ingest",
+        folder=folder,
+        identity=identity,
+        worker=IngestShard,
+        arguments={"output": folder.url, "origin": origin},
+        check=lambda rejects: check_rejects(rejects, settings.max_rejects, folder, identity["count"]),
+    )
+    result = run_shard_job(job, pool)
+    index = result.index
+    assert index is not None, "ingest has no limit"
+    for reason, number in count_by_reason(result.rejects).items():
+        print(f"ingest: {number:,} not taken: {reason} (each with its source in {folder}/{layout.REJECTS})")
+    print(f"ingest: {folder}: {index.samples:,} images, {index.bytes / 1e6:,.1f} MB, sealed; root {index.root[:12]}")
+    return index.samples
 
 
 def _identity(
@@ -290,8 +308,8 @@ def _declared(source: Source, relabel: Mapping[str, str | None]) -> list[str] | 
     return list(dict.fromkeys(name for name in new if name is not None))
 
 
-def _tell(listed: int, taken: int, rejected: int, ignored: Mapping[str, int]) -> None:
-    """What became of everything that the source lists."""
+def _print_balance(listed: int, taken: int, rejected: int, ignored: Mapping[str, int]) -> None:
+    """Print the outcome for every entry that the source lists."""
     left_out = sum(ignored.values())
     if ignored:
         kinds = sorted(ignored.items(), key=lambda kind: (-kind[1], kind[0]))
@@ -299,24 +317,6 @@ def _tell(listed: int, taken: int, rejected: int, ignored: Mapping[str, int]) ->
         more = f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
         print(f"ingest: ignored: {left_out:,} files: {shown}{more}")
     print(f"ingest: {listed:,} listed = {taken:,} taken + {rejected:,} rejected + {left_out:,} ignored")
-
-
-def _reasons(rejects: list[Reject]) -> dict[str, int]:
-    return dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common())
-
-
-def _check_rejects(allowed: str, folder: Folder, count: int, rejects: list[Reject]) -> None:
-    """Raises LostWorkError if more could not be taken than allowed; the list of them lies in the folder then."""
-    lost = [reject for reject in rejects if not reject.reason.startswith(("duplicate:", "near duplicate:"))]
-    most = int(allowed) if allowed.isdecimal() else float(allowed) * count
-    if len(lost) > most:
-        folder.write(layout.REJECTS, manifest.encode_rejects(rejects))
-        why = ", ".join(f"{number:,} {reason}" for reason, number in _reasons(lost).items())
-        raise LostWorkError(
-            f"{folder}: {len(lost):,} of {count:,} images could not be taken ({why}; the first: {lost[0].source}: "
-            f"{lost[0].reason}), more than --max-rejects {allowed}. Each stands in {folder}/{layout.REJECTS}. "
-            "The rest is done: with a higher --max-rejects the same command seals it"
-        )
 
 
 if __name__ == "__main__":

@@ -19,16 +19,10 @@ from dcgan.families.family import FamilyConfig
 from dcgan.training.configuration import MethodConfig, check_fit
 from jobs.cluster import connection
 from jobs.cluster.connection import Pool
+from jobs.command.entry import run
+from jobs.command.errors import UsageError
 from jobs.command.model_store import BEST
-from jobs.command.settings import (
-    ClusterSettings,
-    JobSettings,
-    Number,
-    Url,
-    UsageError,
-    read_toml,
-    run,
-)
+from jobs.command.settings import ClusterSettings, JobSettings, Number, Url, read_toml
 from jobs.training import checkpoints, driver, report, run_store
 from jobs.training.driver import Workers
 from jobs.training.flags import with_fields
@@ -61,7 +55,8 @@ def _family(name: str) -> str:
 class _RunSettings(ClusterSettings):
     """The settings of a run, apart from its networks and its method."""
 
-    passing: ClassVar[frozenset[str]] = JobSettings.passing | {"keep", "max_failures"}
+    not_stored: ClassVar[frozenset[str]] = JobSettings.not_stored | {"keep", "max_failures"}
+    changeable: ClassVar[frozenset[str]] = frozenset({"images", "tick", "metric_images"})
     command: ClassVar[str] = "train"
     about: ClassVar[str] = "Train a DCGAN on a dataset. The same command goes on where a run was interrupted."
     examples: ClassVar[tuple[str, ...]] = (

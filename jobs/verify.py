@@ -13,8 +13,10 @@ from pydantic import Field
 from jobs.cluster import actor_pool, connection
 from jobs.cluster.actor_pool import ShardOutcome
 from jobs.cluster.connection import Pool
+from jobs.command.entry import run
+from jobs.command.errors import UsageError
 from jobs.command.progress import Progress
-from jobs.command.settings import ClusterSettings, Number, Url, UsageError, run
+from jobs.command.settings import ClusterSettings, Number, Url
 from jobs.verification import source_comparison
 from jobs.verification.source_comparison import SourceListing
 from jobs.verification.worker import VerifyShard
@@ -25,13 +27,13 @@ from pipelines.storage.folder import Folder
 
 
 class VerifySettings(ClusterSettings):
-    """What `jobs/verify.py` takes."""
+    """The settings of `jobs/verify.py`."""
 
-    goes_on: ClassVar[bool] = False
+    resumable: ClassVar[bool] = False
     command: ClassVar[str] = "verify"
     about: ClassVar[str] = (
-        "Check that a dataset is what was sealed: every hash, count and index. Make its images again, if it was\n"
-        "generated; compare them with their source, if it was ingested."
+        "Check every hash, count and index of a sealed dataset. Generated images can be made again and compared;\n"
+        "ingested images can be compared with their source."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/verify.py",
@@ -41,13 +43,13 @@ class VerifySettings(ClusterSettings):
 
     dataset: Url = Field("{root}/synthetic", description="the dataset")
     regenerate: Number = Field(
-        0, ge=0, le=10**7, description="how many images to make again from their rows, spread evenly"
+        0, ge=0, le=10**7, description="number of images to make again from their manifest rows, evenly spaced"
     )
     against: str | None = Field(
-        None, description="the source of an ingested dataset: read it again and compare every image and label"
+        None, description="the source of an ingested dataset: compare every image and label with it"
     )
     workers: Number | None = Field(None, ge=1, le=10_000, description="actors; default: one a CPU")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where images are made again")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device for images that are made again")
 
 
 def main(settings: VerifySettings) -> None:
@@ -73,7 +75,7 @@ def main(settings: VerifySettings) -> None:
         chosen, _ = connection.probe(pool, wanted)
     arguments = {"url": folder.url, "regenerate": settings.regenerate, "chosen": chosen, "how": how}
     results = _check_shards(folder, index, arguments, pool)
-    samples = sum(done.result["samples"] for done in results)
+    samples = sum(outcome.result["samples"] for outcome in results)
     if samples != index.samples:
         raise CorruptError(f"{folder}: {samples:,} samples counted, {index.samples:,} sealed")
     print(
@@ -81,49 +83,47 @@ def main(settings: VerifySettings) -> None:
         f"root {index.root[:12]}"
     )
     if settings.regenerate:
-        made, exact, furthest = (
-            sum(done.result["regenerated"] for done in results),
-            sum(done.result["exact"] for done in results),
-            max(done.result["furthest"] for done in results),
-        )
-        rest = (
-            ""
-            if exact == made
-            else f"; the furthest pixel is off by {furthest} of 255 (another machine or library than it was made with)"
-        )
-        print(f"verify: {made:,} images made again from their rows: {exact:,} equal in every pixel and score{rest}")
+        _print_regenerated(results)
     if listing is not None:
         _compare(folder, index, listing, results)
 
 
+def _print_regenerated(results: list[ShardOutcome]) -> None:
+    made, exact = (sum(outcome.result[name] for outcome in results) for name in ("regenerated", "exact"))
+    furthest = max(outcome.result["furthest"] for outcome in results)
+    note = f"; the furthest pixel is off by {furthest} of 255 (another machine or library than it was made with)"
+    print(
+        f"verify: {made:,} images made again from their rows: {exact:,} equal in every pixel and score"
+        f"{'' if exact == made else note}"
+    )
+
+
 def _compare(folder: Folder, index: Index, listing: SourceListing, results: list[ShardOutcome]) -> None:
-    """Tell what the comparison with the source found. Raises CorruptError if the dataset is not the source's."""
-    found = [done.result for done in sorted(results, key=lambda done: done.shard)]
+    """Report the comparison with the source. Raises CorruptError if they differ."""
+    found = [outcome.result for outcome in sorted(results, key=lambda outcome: outcome.shard)]
     left_out = source_comparison.missing(listing, (reader.read_sealed_part(folder, record) for record in index.shards))
     wrong = source_comparison.summarise([*(one["wrong"] for one in found), left_out], index.samples, listing.url)
     if wrong:
         raise CorruptError(f"{folder}: {wrong}")
     furthest, allowed = max(one["furthest"] for one in found), source_comparison.tolerance(index.identity)
-    rest = (
+    note = (
         f"; other versions of OpenCV, Pillow or libjpeg made it, so that a pixel may be off by {allowed} of 255: the "
         f"furthest is by {furthest}"
-        if allowed
-        else ""
     )
     equal = sum(one["equal"] for one in found)
-    print(f"verify: {equal:,} of {index.samples:,} images and labels equal to {listing.url}{rest}")
+    print(f"verify: {equal:,} of {index.samples:,} images and labels equal to {listing.url}{note if allowed else ''}")
 
 
 def _check_shards(folder: Folder, index: Index, arguments: dict[str, Any], pool: Pool) -> list[ShardOutcome]:
-    """Every shard's result. Raises CorruptError with the first shards that are not as sealed."""
+    """Check every shard. Raises CorruptError for the first one that differs from the seal."""
     results: list[ShardOutcome] = []
     with Progress("verify", index.samples, "images") as progress:
         count = 0
-        for done in actor_pool.map_shards(VerifyShard, arguments, range(len(index.shards)), pool):
-            results.append(done)
-            count += done.result.get("samples", 0)
+        for outcome in actor_pool.map_shards(VerifyShard, arguments, range(len(index.shards)), pool):
+            results.append(outcome)
+            count += outcome.result.get("samples", 0)
             progress.update(count)
-    bad = sorted((done for done in results if done.error), key=lambda done: done.shard)
+    bad = sorted((outcome for outcome in results if outcome.error), key=lambda outcome: outcome.shard)
     if bad:
         more = f" (and {len(bad) - 1} more shards)" if len(bad) > 1 else ""
         raise CorruptError(bad[0].error.partition(": ")[2] + more)

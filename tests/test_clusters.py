@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from jobs import generate
 from jobs.cluster import actor_pool, connection
-from jobs.command.settings import LostWorkError, UsageError
+from jobs.command.errors import LostWorkError, UsageError
 from pipelines.dataset import reader
 from pipelines.storage.folder import Folder
 from tests.conftest import ROOT, Job

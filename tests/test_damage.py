@@ -27,10 +27,12 @@ from dcgan import model_files, numerics
 from dcgan.families.registry import build
 from dcgan.model_files import Model
 from jobs import curate, evaluate, explore, generate, ingest, train, verify
-from jobs.cluster import actor_pool, shard_job
+from jobs.cluster import actor_pool
 from jobs.cluster.connection import Pool
+from jobs.cluster.shard_job import ShardJob, run_shard_job
 from jobs.command import model_store
-from jobs.command.settings import FAILURES, USER_ERRORS, JobSettings, LostWorkError
+from jobs.command.errors import FAILURES, USER_ERRORS, LostWorkError
+from jobs.command.settings import JobSettings
 from jobs.evaluation import accuracy_score, feature_pass
 from jobs.generation import class_policy
 from jobs.generation.worker import GenerateShard, fingerprint
@@ -203,7 +205,15 @@ def _finish(
             journal.add(ShardRecord(**result["record"]), bool(result["rejects"]))
         journal.flush()
     if not writer.missing(folder, SHARDS):
-        shard_job.run_shard_job(command, folder, identity, actor_pool.ShardWorker, {}, Pool(1, 0.0), existing=files)
+        job = ShardJob(
+            command=command,
+            folder=folder,
+            identity=identity,
+            worker=actor_pool.ShardWorker,
+            arguments={},
+            existing=files,
+        )
+        run_shard_job(job, Pool(1, 0.0))
 
 
 def ingest_again_settings(place: Path, data: str) -> ingest.IngestSettings:

@@ -1,7 +1,7 @@
 """Map a worker over shards in a pool of actors.
 
-One row of the plan is one shard: a worker makes and writes it whole, and what comes back is a few numbers. No image
-goes through the object store, and no second operator waits behind the pool for a CPU that the pool holds.
+One row of the plan is one shard: a worker makes and writes it whole, and returns a few numbers. No image goes through
+the object store, and no second operator waits behind the pool for a CPU that the pool holds.
 """
 
 import json
@@ -22,42 +22,42 @@ from jobs.cluster import monitoring
 from jobs.cluster.connection import Pool, room_for
 from jobs.cluster.failures import WorkersLostError, one_line
 from jobs.cluster.process import keep_freed_memory
-from jobs.command.settings import FAILURES, USER_ERRORS
+from jobs.command.errors import FAILURES, USER_ERRORS
 
-# Blocks are the plan's unit of scheduling; more of them cost the driver memory, fewer cost the user progress.
+# Blocks are the plan's unit of scheduling. More blocks cost the driver memory; fewer make the progress coarser.
 MAX_BLOCKS = 10_000
-# A poisoned shard shall not hide the good ones behind it; a poisoned job shall not go on for a million shards.
+# One bad shard must not stop the good ones; but if all shards fail, the job must not try a million of them.
 MAX_FAILURES = 8
-# Infrastructure (a killed worker, a lost node) is tried again; our own exceptions never are. A worker may be started
-# anew this often: one that dies each time ends the job.
+# Infrastructure failures (a killed worker, a lost node) are retried; our own exceptions never are. A worker is
+# restarted this often; one that still dies ends the job.
 MAX_RETRIES = 8
-# A call to a worker that does not answer. 8 such calls take 15 s, and as long can it take Ray to find that a node is
-# lost; one that hangs, a minute. So this is no bound on deaths.
+# Retries of a call that a worker does not answer. 8 of them take 15 s, as long as Ray may need to notice a lost node; a
+# hung node takes a minute. So this is not a bound on deaths.
 MAX_TASK_RETRIES = 50
 
 
 class ShardWorker(Protocol):
-    """What runs in an actor: built there once, then called with one shard after another. Answers in JSON's types."""
+    """Runs in an actor: constructed there once, then called with one shard after another. Returns JSON types."""
 
     def __call__(self, shard: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ShardOutcome:
-    """What became of a shard: the worker's result, or the error that it ended with."""
+    """The outcome of a shard: the worker's result, or its error."""
 
     shard: int
     result: dict[str, Any]
-    error: str  # empty if it went well; else one line
-    trace: str  # empty also where the line says all: data is damaged
+    error: str  # one line; empty on success
+    trace: str  # empty on success, and for an expected error: its line says all
 
 
 def map_shards(
     worker: type[ShardWorker], arguments: Mapping[str, Any], shards: Sequence[int], pool: Pool
 ) -> Iterator[ShardOutcome]:
-    """Run `worker(**arguments)` over shards in a pool of actors; yields each as it is done, in no order.
+    """Run `worker(**arguments)` over shards in a pool of actors. Yields each outcome as it comes, in any order.
 
-    A worker's own exception ends its shard, not the others; after MAX_FAILURES of them no more are started.
+    A worker's own exception ends its shard, not the others. After MAX_FAILURES of them no more shards start.
 
     Raises: WorkersLostError after MAX_RETRIES deaths of a worker, or for any other error of Ray's own.
     """
@@ -68,7 +68,7 @@ def map_shards(
     if (room := room_for(pool.bundle())) < size:
         print(f"room for {room} of {size} workers; the others start when there is more", file=sys.stderr, flush=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # up to 2.63 there is no other way to bound restarts
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # up to Ray 2.63 there is no other way to bound restarts
         plan = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map_batches(
             _Actor,
             fn_constructor_args=(worker, dict(arguments)),
@@ -94,10 +94,10 @@ def map_shards(
 
 
 class _Actor:
-    """Makes a ShardWorker at its first shard, so that what goes wrong there is told like anything else."""
+    """Constructs the ShardWorker at its first shard, so that its errors are reported like those of a shard."""
 
     def __init__(self, worker: type[ShardWorker], arguments: dict[str, Any]) -> None:
-        torch.set_num_threads(1)  # one core a worker; and sums in one order, whatever the machine has
+        torch.set_num_threads(1)  # one core a worker; and the same order of sums on every machine
         keep_freed_memory()
         if ray.get_runtime_context().was_current_actor_reconstructed:
             monitoring.RESTARTS.inc(1, {"worker": worker.__name__})
@@ -111,8 +111,8 @@ class _Actor:
         try:
             self._ready = self._ready or self._worker(**self._arguments)
             result = self._ready(shard)
-        except Exception as problem:  # the boundary to Ray: whatever it was, it is told by shard and fails the job
+        except Exception as problem:  # the boundary to Ray: any error is reported with its shard, and fails the job
             error = f"{type(problem).__name__}: {problem}"
-            known = isinstance(problem, (*USER_ERRORS, *FAILURES))  # bad data or storage: its text says what to do
+            known = isinstance(problem, (*USER_ERRORS, *FAILURES))  # bad data or storage: the message says what to do
             trace = "" if known else traceback.format_exc()
         return {"shard": [shard], "result": [json.dumps(result)], "error": [error], "trace": [trace]}

@@ -1,4 +1,4 @@
-"""Ray: start it on this machine or join the cluster at hand, wait for room, and ask a worker what it computes with."""
+"""Ray: start it on this machine or join a cluster, wait for room, and probe the arithmetic of a worker."""
 
 import logging
 import os
@@ -19,23 +19,24 @@ from dcgan.numerics import Arithmetic
 from jobs.cluster.failures import WorkersLostError, one_line
 from jobs.cluster.process import silence_ray_core
 from jobs.command import signals
-from jobs.command.settings import WAIT_S, LostWorkError, UsageError
+from jobs.command.errors import LostWorkError, UsageError
+from jobs.command.settings import WAIT_S
 
-# After so long a cluster that has room for the workers is busy, and the user is told.
+# If a cluster with enough nodes has no free room after this time, the user gets a line.
 _BUSY_S = 5.0
-# Below it Ray may not start: its first logs and sockets take some MB, and it says no more than that it took too long.
+# With less, Ray may not start: its first logs and sockets take some MB. Ray only reports that the start took too long.
 _LEAST_FREE_BYTES = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The workers of a job: how many, and what each holds."""
+    """The workers of a job: their number, and the resources of each."""
 
     workers: int
     gpus_per_worker: float
 
     def bundle(self) -> dict[str, float]:
-        """What each worker holds, in Ray's words."""
+        """The resources of a worker, as a Ray bundle."""
         return {"CPU": 1.0, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
 
 
@@ -44,9 +45,9 @@ def connect(
 ) -> Pool:
     """Join the cluster that RAY_ADDRESS names (a submitted job's own, for one), or start Ray on this machine.
 
-    A process that is connected already stays so. When this returns, there was room for one worker.
+    A process that is already connected keeps its connection. On return there is room for at least one worker.
 
-    Args:   workers: None for as many as there is room for. wait_s: how long a cluster is waited for, if it has no room.
+    Args:   workers: None for as many as there is room for. wait_s: how long to wait for room in a cluster.
     Raises: LostWorkError if Ray does not start, or no cluster answers. UsageError and LostWorkError as wait_for_room.
     """
     if not ray.is_initialized():
@@ -59,30 +60,30 @@ def connect(
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The cluster's nodes that are alive; Ray lists the dead ones too."""
+    """The live nodes of the cluster; Ray lists dead ones too."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def threads(workers: int) -> int:
-    """How many CPUs each of some training workers gets: its share of the only node, or one."""
+    """CPU threads of each training worker: its share of a single node, or one on several nodes."""
     alive = nodes()
     return max(1, int(alive[0]["Resources"].get("CPU", 1)) // workers) if len(alive) == 1 else 1
 
 
 def room_for(bundle: Mapping[str, float]) -> int:
-    """How many workers that hold such a bundle the cluster's nodes have room for, if nothing else runs on them."""
+    """The number of workers with this bundle that fit on the cluster's nodes, if nothing else runs on them."""
     slack = 1e-6  # 1 / 0.1 shares of a GPU are 10
     return sum(min(int(node["Resources"].get(k, 0.0) / n + slack) for k, n in bundle.items()) for node in nodes())
 
 
 def wait_for_room(bundle: Mapping[str, float], workers: int, wait_s: float) -> None:
-    """Have room for so many workers that hold such a bundle each. Where Ray was started here, there is or there is not.
+    """Wait for room for `workers` workers with this bundle. On this machine alone there is nothing to wait for.
 
-    On a cluster that was joined, an autoscaler may bring nodes, and other jobs end. A placement group waits: the one
-    thing that asks an autoscaler for all of it at once, and that knows whether it is free. It is gone before the
-    workers come, which find the nodes still there.
+    In a cluster an autoscaler may add nodes, and other jobs may end. A placement group does the waiting: only it asks
+    an autoscaler for all bundles at once, and knows whether they are free. It is removed before the workers start; the
+    nodes stay.
 
-    Raises: UsageError if there are no such nodes, LostWorkError if they are taken, after `wait_s`.
+    Raises: UsageError if no nodes fit after `wait_s`, LostWorkError if the nodes that fit are busy.
     """
     if not os.environ.get("RAY_ADDRESS"):
         if room_for(bundle) < workers:
@@ -120,8 +121,8 @@ def _no_room(bundle: Mapping[str, float], workers: int, where: str) -> str:
 
 def _in_words(bundle: Mapping[str, float], workers: int) -> str:
     """`2 workers of 1 CPU and 1 GPU each`."""
-    held = " and ".join(f"{n:g} {k}{'s' * (n > 1)}" for k, n in bundle.items())
-    return f"a worker of {held}" if workers == 1 else f"{workers} workers of {held} each"
+    resources = " and ".join(f"{n:g} {k}{'s' * (n > 1)}" for k, n in bundle.items())
+    return f"a worker of {resources}" if workers == 1 else f"{workers} workers of {resources} each"
 
 
 def _start(workers: int, verbose: bool) -> None:
@@ -129,7 +130,7 @@ def _start(workers: int, verbose: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "1" if os.environ.get("RAY_ADDRESS") else "0")
     quiet: dict[str, Any] = {} if verbose else {"logging_level": logging.ERROR, "log_to_driver": False}
     if not verbose:
-        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # its errors are raised too, and told in a line
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # its errors are raised too, and reported in a line
         logging.getLogger("ray").setLevel(logging.ERROR)
         silence_ray_core()
     address = os.environ.get("RAY_ADDRESS")
@@ -144,23 +145,22 @@ def _start(workers: int, verbose: bool) -> None:
                 include_dashboard=False,
                 **quiet,
             )
-    except Exception as error:  # of many kinds; where its start takes longer than its 30 s, a plain Exception
-        what, todo = "Ray did not start on this machine", "mend that, or wait until the machine is less busy"
+    except Exception as error:  # of many kinds; a plain Exception if the start takes longer than 30 s
+        problem, todo = "Ray did not start on this machine", "fix that, or wait until the machine is less busy"
         if address:
-            what, todo = f"no Ray cluster at RAY_ADDRESS={address}", "check the address and the token"
+            problem, todo = f"no Ray cluster at RAY_ADDRESS={address}", "check the address and the token"
         else:
             todo = _short_of_disk() or todo
-        why = one_line(error).rstrip(".")
-        raise LostWorkError(f"{what}: {why}; {todo}; then start the same command again") from error
+        reason = one_line(error).rstrip(".")
+        raise LostWorkError(f"{problem}: {reason}; {todo}; then start the same command again") from error
     finally:
-        signals.arm_again()  # Ray has handlers of its own
+        signals.arm_again()  # Ray installs its own handlers
 
 
 def _short_of_disk() -> str:
-    """What to do where Ray's temporary folder has no space left: Ray does not say that."""
-    place = (
-        os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    )  # not tempfile's, which leaves a full one
+    """Advice if Ray's temporary folder is full, which Ray does not report; else empty."""
+    # Not tempfile's choice, which avoids a full folder.
+    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
         free = shutil.disk_usage(place).free
     except OSError:
@@ -175,24 +175,24 @@ def probe(
     precision: str,
     fingerprint: Callable[[Arithmetic], dict[str, str]] = numerics.fingerprint,
 ) -> tuple[Arithmetic, dict[str, str]]:
-    """What a worker of the pool computes with, and its fingerprint: the driver's machine may be another kind.
+    """The arithmetic of a worker of the pool, and its fingerprint. The driver's machine may be of another kind.
 
     Raises: UsageError if Ray has GPUs and torch has not. WorkersLostError if the worker dies.
     """
 
-    def look() -> tuple[Arithmetic, dict[str, str]] | str:
+    def choose() -> tuple[Arithmetic, dict[str, str]] | str:
         if pool.gpus_per_worker and not torch.cuda.is_available():
             return f"torch {torch.__version__} sees none on node {socket.gethostname()}"
         chosen = numerics.choose(precision, "cuda" if pool.gpus_per_worker else "cpu")
         return chosen, fingerprint(chosen)
 
     if len(nodes()) == 1 and not pool.gpus_per_worker:
-        found = look()  # workers run on this machine, and starting one takes seconds
+        found = choose()  # workers run on this machine, and starting one takes seconds
     else:
         try:
-            found = ray.get(ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(look).remote())
+            found = ray.get(ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(choose).remote())
         except RayError as error:
-            raise WorkersLostError(f"a worker that was to say what it computes with: {one_line(error)}") from error
+            raise WorkersLostError(f"the worker that was asked for its arithmetic: {one_line(error)}") from error
     if isinstance(found, str):
         raise UsageError(
             f"Ray gives workers a GPU, but {found}; use --device cpu, or install a torch for that GPU's driver"

@@ -1,6 +1,6 @@
-"""Ray's failures, each as one line."""
+"""Ray's failures, each in one line."""
 
-from jobs.command.settings import LostWorkError
+from jobs.command.errors import LostWorkError
 
 
 class WorkersLostError(LostWorkError):
@@ -8,6 +8,6 @@ class WorkersLostError(LostWorkError):
 
 
 def one_line(error: BaseException) -> str:
-    """What Ray says, without its ids and its guesses."""
+    """Ray's message, without its ids and its guesses."""
     lines = [line for line in str(error).split(" Some common causes")[0].splitlines() if line and line[0] not in "\t "]
     return " ".join(lines)[:400]

@@ -1,8 +1,8 @@
-"""What ingest and generate have in common: do the missing shards of a claimed dataset, then seal it."""
+"""A shard job: commit the missing shards of a claimed dataset, then seal it. Ingest and generate are shard jobs."""
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.cluster import monitoring
@@ -10,8 +10,8 @@ from jobs.cluster.actor_pool import MAX_FAILURES, ShardOutcome, ShardWorker, map
 from jobs.cluster.connection import Pool
 from jobs.cluster.failures import WorkersLostError
 from jobs.cluster.process import report_sudden_end
+from jobs.command.errors import LostWorkError, UsageError
 from jobs.command.progress import Progress
-from jobs.command.settings import LostWorkError, UsageError
 from pipelines.dataset import card, layout, manifest, reader, writer
 from pipelines.dataset.claim import canonical
 from pipelines.dataset.journal import Journal
@@ -20,115 +20,156 @@ from pipelines.dataset.manifest import Reject, ShardRecord
 from pipelines.storage.folder import Folder
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """A dataset to be made, and the worker that makes its shards."""
+
+    command: str
+    folder: Folder
+    identity: Mapping[str, Any]
+    worker: type[ShardWorker]
+    arguments: Mapping[str, Any]
+    """The worker's constructor arguments."""
+    existing: Collection[str] = ()
+    """Files that are in the folder already and are sealed too."""
+    limit: int | None = None
+    """Shards to commit at most."""
+    collect: Callable[[dict[str, Any]], None] = lambda result: None
+    """Called with the worker's result for each shard."""
+    check: Callable[[list[Reject]], None] = lambda rejects: None
+    """Called with all rejects before the seal; it may raise."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardJobResult:
-    """A sealed dataset and what this run had to do for it."""
+    """A sealed dataset and the work of this run."""
 
-    index: Index | None  # None where `limit` left shards undone
+    index: Index | None  # None if `limit` left shards undone
     rejects: list[Reject]
     made: int  # samples that this run made
     seconds: float
 
 
+@dataclass(slots=True)
+class _Committed:
+    """The shards that this run has committed, and those that failed."""
+
+    records: dict[int, ShardRecord] = field(default_factory=dict)
+    rejects: list[Reject] = field(default_factory=list)
+    failed: list[ShardOutcome] = field(default_factory=list)
+    lost: str = ""  # the reason why Ray ended the job early
+    samples: int = 0
+    seconds: float = 0.0
+
+
 def shard_result(record: ShardRecord, rejects: Iterable[Reject] = ()) -> dict[str, Any]:
-    """What a ShardWorker answers when it has committed a shard."""
+    """The result of a ShardWorker that has committed a shard."""
     return {"record": asdict(record), "rejects": [asdict(reject) for reject in rejects]}
 
 
-def run_shard_job(
-    command: str,
-    folder: Folder,
-    identity: Mapping[str, Any],
-    worker: type[ShardWorker],
-    arguments: Mapping[str, Any],
-    pool: Pool,
-    existing: Collection[str] = (),
-    limit: int | None = None,
-    collect: Callable[[dict[str, Any]], None] = lambda result: None,
-    check: Callable[[list[Reject]], None] = lambda rejects: None,
-) -> ShardJobResult:
-    """Run `worker` over the shards that have no part yet, and seal the dataset when all have one.
+def run_shard_job(job: ShardJob, pool: Pool) -> ShardJobResult:
+    """Run the worker over the shards that have no part yet, and seal the dataset when all have one.
 
-    Args:   existing: files that are there already and are sealed too. limit: shards to do at most.
-            collect: is given the worker's answer for each shard. check: is given all rejects before the seal.
     Raises: LostWorkError naming the shards that are not done and why; the others are done and stay.
     """
-    total = layout.num_shards(identity)
+    folder, total = job.folder, layout.num_shards(job.identity)
     missing = writer.missing(folder, total)
     if not missing and layout.SEAL in folder.list():
-        Journal(folder, identity).delete()
-        index = reader.open_sealed(folder)
-        reader.check_listed(folder, index)
-        print(f"{command}: {folder} is complete and sealed; nothing to do", flush=True)
-        return ShardJobResult(index, [], 0, 0.0)
+        return _already_sealed(job)
     if len(missing) < total:
-        print(f"{command}: going on: {total - len(missing):,} of {total:,} shards are done", flush=True)
-    todo = missing[:limit]
-    records: dict[int, ShardRecord] = {}
-    rejects: list[Reject] = []
-    failed: list[ShardOutcome] = []
-    why = ""
-    before = int(identity["count"]) - sum(len(layout.shard_range(identity, shard)) for shard in missing)
-    done_images = before
-    journal = Journal(folder, identity)
-    with report_sudden_end(f"{command}: error: {ended(folder, len(todo))}"):
-        with Progress(command, int(identity["count"]), "images", done=before) as progress:
-            try:
-                for done in map_shards(worker, arguments, todo, pool):
-                    if done.error:
-                        failed.append(done)
-                        monitoring.FAILURES.inc(1, {"command": command})
-                        if done.trace:
-                            line = f"{command}: shard {done.shard:06d} failed: {done.error}"
-                            print(line, file=sys.stderr, flush=True)
-                        continue
-                    records[done.shard] = ShardRecord(**done.result["record"])
-                    journal.add(records[done.shard], bool(done.result["rejects"]))
-                    collect(done.result)
-                    rejects += [Reject(**reject) for reject in done.result["rejects"]]
-                    images = len(layout.shard_range(identity, done.shard))
-                    done_images += images
-                    monitoring.SHARDS.inc(1, {"command": command})
-                    monitoring.IMAGES.inc(images, {"command": command})
-                    progress.update(done_images, f"{len(failed)} shards failed" if failed else "")
-            except WorkersLostError as error:
-                why = str(error)
-        undone = sorted(set(todo) - set(records))
-        if undone and is_sealed(folder, identity):
-            print(f"{command}: {folder} was sealed by another run meanwhile; nothing more to do", flush=True)
-            return ShardJobResult(reader.open_sealed(folder), [], 0, progress.seconds)
+        print(f"{job.command}: going on: {total - len(missing):,} of {total:,} shards are done", flush=True)
+    todo, journal = missing[: job.limit], Journal(folder, job.identity)
+    with report_sudden_end(f"{job.command}: error: {sudden_end(folder, len(todo))}"):
+        done = _commit(job, missing, todo, pool, journal)
+        undone = sorted(set(todo) - set(done.records))
+        if undone and is_sealed(folder, job.identity):
+            print(f"{job.command}: {folder} was sealed by another run meanwhile; nothing more to do", flush=True)
+            return ShardJobResult(reader.open_sealed(folder), [], 0, done.seconds)
         if undone:
             journal.flush()
-            if failed and failed[0].trace:
-                print(failed[0].trace, file=sys.stderr, flush=True)
-            raise LostWorkError(lost(folder, undone, failed, why))
+            if done.failed and done.failed[0].trace:
+                print(done.failed[0].trace, file=sys.stderr, flush=True)
+            raise LostWorkError(lost_shards(folder, undone, done.failed, done.lost))
         if len(todo) < len(missing):
             journal.flush()
-            return ShardJobResult(None, rejects, done_images - before, progress.seconds)
+            return ShardJobResult(None, done.rejects, done.samples, done.seconds)
         try:
-            index = _seal(folder, identity, records, rejects, existing, journal, check)
+            index = _seal(job, done.records, done.rejects, journal)
         except OSError as error:
             raise LostWorkError(
                 f"{folder}: all shards are done, but not sealed: {error}. The same command seals it"
             ) from error
-    return ShardJobResult(index, rejects, done_images - before, progress.seconds)
+    return ShardJobResult(index, done.rejects, done.samples, done.seconds)
 
 
 def is_sealed(folder: Folder, identity: Mapping[str, Any]) -> bool:
-    """Whether a dataset of this identity is complete: another run of the same command may have been quicker."""
+    """Whether a dataset of this identity is sealed: another run of the same command may have been quicker."""
     return layout.SEAL in folder.list() and canonical(reader.open_sealed(folder).identity) == canonical(identity)
 
 
-def _seal(
-    folder: Folder,
-    identity: Mapping[str, Any],
-    records: dict[int, ShardRecord],
-    rejects: list[Reject],
-    existing: Collection[str],
-    journal: Journal,
-    check: Callable[[list[Reject]], None],
-) -> Index:
-    """Seal a dataset of which this run made `records`; those of earlier runs, and their rejects, are added to both."""
+def lost_shards(folder: Folder, undone: list[int], failed: list[ShardOutcome], lost: str) -> str:
+    """The message for shards that are not done: which failed, and the reason why Ray ended the job, if it did."""
+    causes = [lost] if lost else []
+    if failed:
+        names = _names(sorted(outcome.shard for outcome in failed))
+        causes.insert(0, f"shards {names} failed, the first with: {failed[0].error}")
+    cause = "; ".join(causes) or "Ray gave no answer for them"
+    return (
+        f"{len(undone)} shards of {folder} are not done ({_names(undone)}); {cause.rstrip('.')}. "
+        f"What is finished stays; the same command does the rest"
+    )
+
+
+def sudden_end(folder: Folder, shards: int) -> str:
+    """The message for a process that ends before all shards are done."""
+    return (
+        f"{folder}: ended before all of {shards} shards were done: its Ray cluster is gone, or it was killed. "
+        f"What is finished stays; the same command does the rest"
+    )
+
+
+def _already_sealed(job: ShardJob) -> ShardJobResult:
+    Journal(job.folder, job.identity).delete()
+    index = reader.open_sealed(job.folder)
+    reader.check_listed(job.folder, index)
+    print(f"{job.command}: {job.folder} is complete and sealed; nothing to do", flush=True)
+    return ShardJobResult(index, [], 0, 0.0)
+
+
+def _commit(job: ShardJob, missing: list[int], todo: list[int], pool: Pool, journal: Journal) -> _Committed:
+    """Run the worker over the shards of `todo`, and show the progress of the whole dataset."""
+    done, count = _Committed(), int(job.identity["count"])
+    before = count - sum(len(layout.shard_range(job.identity, shard)) for shard in missing)
+    labels = {"command": job.command}
+    with Progress(job.command, count, "images", done=before) as progress:
+        try:
+            for outcome in map_shards(job.worker, job.arguments, todo, pool):
+                if outcome.error:
+                    done.failed.append(outcome)
+                    monitoring.FAILURES.inc(1, labels)
+                    if outcome.trace:
+                        line = f"{job.command}: shard {outcome.shard:06d} failed: {outcome.error}"
+                        print(line, file=sys.stderr, flush=True)
+                    continue
+                record = ShardRecord(**outcome.result["record"])
+                done.records[outcome.shard] = record
+                journal.add(record, bool(outcome.result["rejects"]))
+                job.collect(outcome.result)
+                done.rejects += [Reject(**reject) for reject in outcome.result["rejects"]]
+                samples = len(layout.shard_range(job.identity, outcome.shard))
+                done.samples += samples
+                monitoring.SHARDS.inc(1, labels)
+                monitoring.IMAGES.inc(samples, labels)
+                progress.update(before + done.samples, f"{len(done.failed)} shards failed" if done.failed else "")
+        except WorkersLostError as error:
+            done.lost = str(error)
+    done.seconds = progress.seconds
+    return done
+
+
+def _seal(job: ShardJob, records: dict[int, ShardRecord], rejects: list[Reject], journal: Journal) -> Index:
+    """Seal a dataset of which this run made `records`. Records and rejects of earlier runs are added to both."""
+    folder, identity = job.folder, job.identity
     earlier = sorted(set(range(layout.num_shards(identity))) - set(records))
     for record, found in writer.records_of(folder, earlier, journal):
         records[record.shard] = record
@@ -140,33 +181,13 @@ def _seal(
             f"{folder}: none of {len(rejects):,} images could be taken; {first.source}: {first.reason}; "
             f"check --source, and use another --output"
         )
-    check(rejects)
+    job.check(rejects)
     extras = card.files(folder, identity, records)
     if rejects:
         extras[layout.REJECTS] = manifest.encode_rejects(rejects)
-    index = writer.seal(folder, identity, records, extras, existing)
+    index = writer.seal(folder, identity, records, extras, job.existing)
     journal.delete()
     return index
-
-
-def lost(folder: Folder, undone: list[int], failed: list[ShardOutcome], why: str) -> str:
-    """What is not done and why: shards that failed, or `why` none of the others will be done, or both."""
-    causes = [why] if why else []
-    if failed:
-        names = _names(sorted(done.shard for done in failed))
-        causes.insert(0, f"shards {names} failed, the first with: {failed[0].error}")
-    cause = "; ".join(causes) or "Ray gave no answer for them"
-    return (
-        f"{len(undone)} shards of {folder} are not done ({_names(undone)}); {cause.rstrip('.')}. "
-        f"What is finished stays; the same command does the rest"
-    )
-
-
-def ended(folder: Folder, shards: int) -> str:
-    return (
-        f"{folder}: ended before all of {shards} shards were done: its Ray cluster is gone, or it was killed. "
-        f"What is finished stays; the same command does the rest"
-    )
 
 
 def _names(shards: list[int]) -> str:

@@ -1,11 +1,11 @@
-"""Which GANMILL_ variables of the environment are settings: a misspelt one would be ignored."""
+"""The GANMILL_ variables of the environment that are settings. A misspelt one is an error, and not ignored."""
 
 import re
 from collections.abc import Collection, Iterable
 
 PREFIX = "GANMILL_"
-# Every setting of every command, for the environment: GANMILL_COUNT may be set while train runs, GANMILL_CUONT may not.
-# Written out, as importing the other commands takes seconds; a test compares.
+# Every setting of every command: GANMILL_COUNT may be set while train runs, GANMILL_CUONT may not. A literal list,
+# because importing the other commands takes seconds; a test compares it with them.
 NAMES = frozenset(
     """
     against augment background base batch_size beta1 centroids channels classes classifier_images clip compile
@@ -17,14 +17,14 @@ NAMES = frozenset(
     sync_batch_norm tick verbose wait_s what width workers z_dim
     """.split()  # noqa: SIM905
 )
-# What Kubernetes sets in every pod for a Service whose name starts with `ganmill`, as a RayCluster's of that name does.
+# Kubernetes sets these in every pod for a Service whose name starts with `ganmill`, as that of a RayCluster does.
 _SERVICE = re.compile(
     r"GANMILL(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 
 
 def unknown(variables: Iterable[str], own: Collection[str]) -> str | None:
-    """The first variable that is no setting: neither one of the command's `own`, nor another's, nor Kubernetes' own."""
+    """The first GANMILL_ variable that is neither a setting (of `own` or of another command) nor set by Kubernetes."""
     known = {f"{PREFIX}{name.upper()}" for name in {*NAMES, *own}}
     ours = (variable for variable in sorted(variables) if variable.startswith(PREFIX))
     return next((name for name in ours if name not in known and not _SERVICE.fullmatch(name)), None)

@@ -1,4 +1,4 @@
-"""Models on storage: find, read and publish them."""
+"""Models on storage: find, read, check and publish them."""
 
 import json
 import re
@@ -10,15 +10,15 @@ from dcgan.model_files import Model, ModelError
 from pipelines.dataset.shards import CorruptError
 from pipelines.storage.folder import Folder, MissingError
 
-BEST = "best.json"  # in a run: names its best model, and by what
-IN_DATASET = "model"  # in a dataset: its model, so that an image can be made again when the run is long gone
+BEST = "best.json"  # in a run: names its best model, and the metric
+IN_DATASET = "model"  # in a dataset: a copy of its model, so that its images can be made again after the run is deleted
 FILES = (model_files.CARD, *model_files.WEIGHTS)
-ATTEMPTS = 8  # to read a run's best model while the run replaces it: each needs a tick of training in some milliseconds
+ATTEMPTS = 8  # to read the best model of a run that trains; one fails only if a tick ends within milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """A model that was read whole: a run that trains may delete it meanwhile."""
+    """A model in memory, with its files: a run that trains may delete them meanwhile."""
 
     folder: Folder
     model: Model
@@ -27,9 +27,9 @@ class OpenedModel:
 
 
 def open_model(place: Folder) -> OpenedModel:
-    """The model at a URL that is a model or a run, read whole and checked before anything is done with it.
+    """Read and check the model at a URL that is a model or a run.
 
-    A run that trains replaces its best model: where that happens in the middle of reading, the new one is read.
+    A run that trains may replace its best model during the read; then the new one is read.
 
     Raises: ModelError, naming the folder, for files that are not a model.
     """
@@ -40,11 +40,11 @@ def open_model(place: Folder) -> OpenedModel:
         except ModelError:
             if find_model(place).url == folder.url:
                 raise
-    raise ModelError(f"{place}: replaced its best model {ATTEMPTS} times while it was read; start the command again")
+    raise ModelError(f"{place}: replaced its best model during each of {ATTEMPTS} reads; start the command again")
 
 
 def find_model(folder: Folder) -> Folder:
-    """The model at a URL that is a model or a run. Raises ModelError if it is neither."""
+    """The folder of the model at a URL that is a model or a run. Raises ModelError if it is neither."""
     files = folder.list()
     if model_files.CARD in files:
         return folder
@@ -58,15 +58,16 @@ def find_model(folder: Folder) -> Folder:
         return folder / name
     if not files.keys().isdisjoint(model_files.WEIGHTS):
         raise ModelError(
-            f"{folder}/{model_files.CARD}: missing: a model that was copied in part; name the one it was copied from"
+            f"{folder}/{model_files.CARD}: missing: the model was copied only in part; copy it again, or name the "
+            "original"
         )
     raise ModelError(
-        f"{folder}: neither a model ({model_files.CARD}) nor a run ({BEST}) is here; check the URL, or train first"
+        f"{folder}: no model ({model_files.CARD}) and no run ({BEST}) is here; check the URL, or train first"
     )
 
 
 def read(folder: Folder) -> OpenedModel:
-    """The model in a folder. Raises ModelError, naming the folder, for files that are not one."""
+    """Read the model in a folder. Raises ModelError, naming the folder, for files that are not a model."""
     files: dict[str, bytes] = {}
 
     def keep(name: str, limit: int) -> bytes:
@@ -84,12 +85,12 @@ def read(folder: Folder) -> OpenedModel:
 
 def load(folder: Folder) -> tuple[Model, str]:
     """A model and its digest. Raises as `read`."""
-    taken = read(folder)
-    return taken.model, taken.digest
+    opened = read(folder)
+    return opened.model, opened.digest
 
 
 def load_copy(folder: Folder, digest: str) -> Model:
-    """The model that a dataset carries. Raises CorruptError if its digest is not the one that the dataset names."""
+    """The copy of a model in a dataset. Raises CorruptError if it has another digest than the dataset names."""
     model, found = load(folder)
     if found != digest:
         raise CorruptError(f"{folder}: its digest is {found}, the dataset was made by {digest}")
@@ -104,22 +105,22 @@ def save(model: Model, folder: Folder) -> str:
     return model_files.digest(files[model_files.CARD])
 
 
-def store_files(files: Mapping[str, bytes], folder: Folder, others: Mapping[str, bool] | None = None) -> None:
-    """Have these files of a model in a folder, its card last. What is there is compared, byte for byte, and mended.
+def store_files(files: Mapping[str, bytes], folder: Folder, different: Mapping[str, bool] | None = None) -> None:
+    """Write a model's files to a folder, the card last. Files that are equal already are not written.
 
-    Args:   others: what `compare_files` found, where it was asked before.
+    Args:   different: the result of `compare_files`, if the caller has it.
     """
-    others = compare_files(files, folder) if others is None else others
+    different = compare_files(files, folder) if different is None else different
     for name in (*model_files.WEIGHTS, model_files.CARD):
-        if others.get(name, True):
+        if different.get(name, True):
             folder.write(name, files[name])
 
 
 def compare_files(files: Mapping[str, bytes], folder: Folder) -> dict[str, bool]:
-    """The files of a model that lie in a folder, and whether each is another than the one of these files."""
-    there = folder.list()
+    """For each of a model's files that a folder has: whether its bytes differ."""
+    sizes = folder.list()
     return {
-        name: there[name] != len(data) or folder.read(name, len(data)) != data
+        name: sizes[name] != len(data) or folder.read(name, len(data)) != data
         for name, data in files.items()
-        if name in there
+        if name in sizes
     }

@@ -1,4 +1,4 @@
-"""Temporary folders of which nothing stays: what a killed process could not remove, a later one does."""
+"""Temporary folders that are always removed: a later process removes those that a killed one left."""
 
 import fcntl
 import os
@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 _PREFIX = "ganmill-scratch-"
-_YOUNG_S = 60.0  # a folder is locked right after it is made
+_YOUNG_S = 60.0  # a folder exists for a moment before its owner locks it
 
 
 class Scratch(tempfile.TemporaryDirectory[str]):
-    """A TemporaryDirectory whose owner holds a lock on it: the kernel drops that with the process, however it ends."""
+    """A TemporaryDirectory whose owner holds a lock on it. The kernel releases the lock when the process ends."""
 
     def __init__(self, name: str) -> None:
         _sweep(Path(tempfile.gettempdir()))
@@ -29,9 +29,9 @@ class Scratch(tempfile.TemporaryDirectory[str]):
 
 
 def _sweep(place: Path) -> None:
-    """Remove this user's folders that nobody holds."""
+    """Remove this user's folders that no process holds."""
     for path in place.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another user's, or held, or gone by now
+        with suppress(OSError):  # another user's, held, or already removed
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,13 +1,12 @@
-"""Settings of a command: flags, an optional TOML file and the environment fill one validated object.
+"""The settings of a command: flags, an optional TOML file and the environment fill one validated object.
 
-Order, first wins: flags, GANMILL_* variables, --config FILE, what the command itself adds (train's recipe), defaults.
+Precedence: flags, GANMILL_* variables, --config FILE, the command's own preset (train's recipe), defaults.
 """
 
 import argparse
 import difflib
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,40 +21,23 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from dcgan.model_files import ModelError
-from jobs.command import environment, signals
-from pipelines.dataset.layout import DatasetError
-from pipelines.dataset.shards import CorruptError
-from pipelines.loading.order import OrderError
-from pipelines.sources.base import SourceError
+from jobs.command import environment
+from jobs.command.errors import UsageError
 from pipelines.storage.folder import StorageError, normalise
 
 S = TypeVar("S", bound="JobSettings")
 
 
-class UsageError(ValueError):
-    """A user's mistake: one line that says what, which value, where, and what to do."""
-
-
-class LostWorkError(RuntimeError):
-    """Work that was to be done and is not: exit status 1, naming the shards."""
-
-
-# A machine with a GPU takes some minutes to come, and more to fetch an image of 10 GB.
+# An autoscaler needs minutes for a machine with a GPU, and the machine needs more to pull an image of 10 GB.
 WAIT_S = 900
 _MAX_CONFIG_BYTES = 1 << 20
-_SHOWN = 100  # characters of a value, in a message
+_SHOWN = 100  # characters of a value in a message
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
-
-USER_ERRORS = (UsageError, StorageError, DatasetError, SourceError, ModelError, OrderError)
-FAILURES = (LostWorkError, CorruptError, OSError)  # OSError: storage that gave up, a full disk
-
-
 _WHOLE = "must be a whole number, as 1000 or 1e3"
 
 
 def whole(value: object) -> object:
-    """`1e6` is a whole number too; TOML's `true` is none."""
+    """Accepts `1e6` as a whole number, and refuses TOML's `true`."""
     if isinstance(value, bool):
         raise ValueError(_WHOLE)
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
@@ -66,7 +48,7 @@ def whole(value: object) -> object:
 
 
 def _url(value: object, info: ValidationInfo) -> object:
-    """A path or URL, absolute; `{root}` stands for the setting of that name."""
+    """An absolute path or URL. `{root}` stands for the setting of that name."""
     if not isinstance(value, str):
         return value
     value = value.replace("{root}", str(info.data.get("root", "{root}")))
@@ -83,7 +65,7 @@ def _url(value: object, info: ValidationInfo) -> object:
 
 
 def _gpu_share(value: float) -> float:
-    """Ray gives a part of one GPU, or whole ones."""
+    """Ray assigns a part of one GPU, or whole ones."""
     if value > 1 and not value.is_integer():
         raise ValueError("above 1 it must be a whole number of GPUs")
     return value
@@ -99,24 +81,29 @@ Url = Annotated[str, BeforeValidator(_url)]
 GpuShare = Annotated[float, Field(ge=0.001, le=8), AfterValidator(_gpu_share)]
 
 
-_ELSEWHERE = "Every flag can stand in --config FILE (shard_size = 1000) or in the environment (GANMILL_SHARD_SIZE)."
+_ELSEWHERE = (
+    "Every flag can also be set in --config FILE (shard_size = 1000) or in the environment (GANMILL_SHARD_SIZE)."
+)
 
 
 class JobSettings(BaseSettings):
-    """What every command has. A field is a flag: `shard_size` is `--shard-size` and GANMILL_SHARD_SIZE."""
+    """The settings that every command has. A field is a flag: `shard_size` is `--shard-size` and GANMILL_SHARD_SIZE.
+
+    `not_stored`: settings of one start, which leave no trace in the output. `resumable`: the command continues where
+    it was stopped. `changeable`: the stored settings that may differ then; None for a command that claims no output.
+    """
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-    passing: ClassVar[frozenset[str]] = frozenset(
-        {"root", "workers", "wait_s"}
-    )  # how this one start runs, not what it makes
-    goes_on: ClassVar[bool] = True  # where it was stopped, when it is started again
+    not_stored: ClassVar[frozenset[str]] = frozenset({"root", "workers", "wait_s"})
+    resumable: ClassVar[bool] = True
+    changeable: ClassVar[frozenset[str] | None] = None
     command: ClassVar[str]
     about: ClassVar[str]
     examples: ClassVar[tuple[str, ...]] = ()
 
     root: Url = Field("ganmill-data", description="where everything is kept: a path or a URL (file, s3, gs, az)")
     config: Path | None = Field(None, description="TOML file of settings, one `name = value` a line")
-    verbose: bool = Field(False, description="print what Ray prints too")
+    verbose: bool = Field(False, description="print Ray's own output too")
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]  # the names that are not used here are in _
@@ -125,35 +112,35 @@ class JobSettings(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         **_: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # load() merges the rest, so that each source's unknown names can be refused
+        return (init_settings,)  # load() merges the other sources: it refuses unknown names by source
 
     @classmethod
     def preset(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Settings that the command itself adds, below all others, given those made so far."""
+        """The command's own values, below all other sources, given the values so far."""
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """The settings as plain values, as they are printed."""
+        """The settings as plain values, for printing."""
         return {k: v for k, v in self.model_dump(mode="json", exclude={"config", "verbose"}).items() if v is not None}
 
     def stored(self) -> dict[str, Any]:
-        """The settings that are stored beside the output: without those that leave no trace in it."""
-        return {k: v for k, v in self.describe().items() if k not in self.passing}
+        """The settings that are stored beside the output: all but `not_stored`."""
+        return {k: v for k, v in self.describe().items() if k not in self.not_stored}
 
 
 class ClusterSettings(JobSettings):
-    """What the commands have that work on Ray."""
+    """The settings of the commands that run on Ray."""
 
     wait_s: Number = Field(
         WAIT_S,
         ge=0,
         le=10**7,
-        description="seconds to wait while the cluster of RAY_ADDRESS has no room for the workers",
+        description="seconds to wait until the cluster of RAY_ADDRESS has room for the workers",
     )
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of printing its usage, and knows the nearest flag."""
+    """argparse that raises UsageError, and suggests the nearest flag."""
 
     def format_help(self) -> str:
         return re.sub(r"\s*\(default:\s+null\)", "", super().format_help())
@@ -203,13 +190,13 @@ def load(settings: type[S], argv: list[str]) -> S:
 
 
 def read_toml(settings: type[JobSettings], path: Path) -> dict[str, Any]:
-    """A TOML file's settings. Raises UsageError if it cannot be read or names what the command does not have."""
+    """A TOML file's settings. Raises UsageError if it cannot be read or names an unknown setting."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_CONFIG_BYTES + 1)
         values = tomllib.loads(data.decode("utf-8-sig")) if len(data) <= _MAX_CONFIG_BYTES else None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: cannot be read: not UTF-8; save it as that") from error
+        raise UsageError(f"{path}: cannot be read: not UTF-8; save it as UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError: tomllib's own; also a number of 5,000 digits
         raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if values is None:
@@ -222,35 +209,11 @@ def read_toml(settings: type[JobSettings], path: Path) -> dict[str, Any]:
 
 
 def _check_text(values: Mapping[str, Any], label: Callable[[str], str]) -> None:
-    """Raises UsageError for text that fits in no line or that no file can hold; paths and names are such text."""
+    """Raises UsageError for text with control characters or with bytes that are not UTF-8."""
     for name, value in values.items():
         if isinstance(value, str) and _UNPRINTABLE.search(value):
             shown = ascii(value)[:_SHOWN]
             raise UsageError(f"{label(name)} {shown}: control characters and bytes that are not UTF-8 are not allowed")
-
-
-def run(main: Callable[[S], None], settings: type[S]) -> None:
-    """Load the settings, print them, call main; mistakes are one line and status 2, lost work is status 1."""
-    signals.begin()
-    then = "goes on from here" if settings.goes_on else "starts anew"
-    try:
-        try:
-            loaded = load(settings, sys.argv[1:])
-            told = ", ".join(f"{k}={v}" for k, v in loaded.describe().items())
-            print(f"ganmill {settings.command}: {told}", flush=True)
-            main(loaded)
-        except BaseException as error:  # a signal may have become any error by now
-            signals.leave_if_given(error, f"{settings.command}: stopped; the same command {then}")
-            raise
-    except USER_ERRORS as error:
-        _leave(settings.command, error, 2)
-    except FAILURES as error:
-        _leave(settings.command, error, 1)
-
-
-def _leave(command: str, error: Exception, status: int) -> NoReturn:
-    print(f"{command}: error: {error}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -267,7 +230,7 @@ def _variable(name: str) -> str:
 
 
 def _first(error: ValidationError, origins: dict[str, str]) -> str:
-    """The first of pydantic's complaints, as one line. `origins`: what to call the settings that were given."""
+    """Pydantic's first error as one line. `origins`: for each given setting, the source to name in the line."""
     first = error.errors()[0]
     if not first["loc"]:
         return first["msg"]

@@ -15,7 +15,7 @@ from dcgan import model_files
 from dcgan.evaluation import classifier
 from jobs.cluster import actor_pool
 from jobs.cluster.connection import Pool
-from jobs.command.settings import LostWorkError
+from jobs.command.errors import LostWorkError
 from jobs.evaluation.feature_pass import PARTS
 from pipelines.dataset import checked_file, claim, reader, selection
 from pipelines.dataset.shards import CorruptError

@@ -17,8 +17,8 @@ from dcgan.evaluation import features
 from dcgan.evaluation.distances import Answers, NearestNeighbour, Sums
 from jobs.cluster import actor_pool
 from jobs.cluster.connection import Pool
+from jobs.command.errors import LostWorkError
 from jobs.command.progress import Progress
-from jobs.command.settings import LostWorkError
 from pipelines.dataset import checked_file, selection
 from pipelines.dataset.layout import Index
 from pipelines.loading import loader

@@ -9,7 +9,7 @@ import numpy as np
 from dcgan.configuration import identity
 from dcgan.model_files import Model
 from jobs.command import model_store
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from pipelines.dataset import reader
 from pipelines.dataset.layout import Index
 from pipelines.loading import loader

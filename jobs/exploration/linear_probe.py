@@ -10,8 +10,8 @@ from dcgan.evaluation import features
 from dcgan.evaluation.features import Features
 from dcgan.exploration import kmeans_features, linear_svm
 from dcgan.exploration.discriminator_features import discriminator_features, untrained
+from jobs.command.errors import UsageError
 from jobs.command.progress import Progress
-from jobs.command.settings import UsageError
 from jobs.exploration.inputs import Inputs
 
 _CHUNK = 512

@@ -1,8 +1,8 @@
-"""The label policy that `--classes` asks for."""
+"""Parse the label policy of `--classes`."""
 
 from typing import Any
 
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 
 
 def parse_classes(text: str, names: list[str] | None) -> dict[str, Any] | None:

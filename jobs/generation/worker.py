@@ -1,4 +1,4 @@
-"""The generation workers: make, encode, score and publish one whole shard a call."""
+"""The generation worker: make, encode, score and publish one whole shard a call."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +19,7 @@ from pipelines.storage.folder import Folder
 
 
 class GenerateShard:
-    """An actor's work: load the model once, then make, encode and publish one whole shard a call."""
+    """Loads the model once, then makes, encodes and publishes one whole shard a call."""
 
     def __init__(self, output: str, chosen: Arithmetic) -> None:
         self.folder = Folder(output)
@@ -27,7 +27,7 @@ class GenerateShard:
         here = fingerprint(chosen)
         if here != self.identity["arithmetic"]:
             raise RuntimeError(
-                f"this worker computes as {here}, the dataset was begun as {self.identity['arithmetic']}"
+                f"this worker computes as {here}, the dataset was claimed for {self.identity['arithmetic']}"
             )
         model = model_store.load_copy(self.folder / model_store.IN_DATASET, self.identity["model"])
         self.sampler = Sampler(model, chosen, self.identity["batch"])
@@ -61,13 +61,13 @@ class GenerateShard:
         return [images.encode(image_HWC, image["format"], image.get("quality", 0)) for image_HWC in images_NHWC]
 
     def score_again(self, encoded: list[bytes], labels: np.ndarray | None) -> np.ndarray:
-        """The logits of what a lossy format has left of the images: a score can be computed from the file alone."""
+        """The logits of the images after lossy compression, so that a score can be computed from the file alone."""
         channels = self.identity["channels"]
         return self.sampler.score(np.stack([images.decode(data, channels) for data in encoded]), labels)
 
 
 class ScoreHistogram:
-    """A histogram of scores, added up over shards, and its quantiles."""
+    """A histogram of the scores of all shards, and its quantiles."""
 
     BINS = 200
 
@@ -83,11 +83,11 @@ class ScoreHistogram:
         self.counts += np.array(result["scores"])
 
     def quantile(self, share: float) -> float:
-        """The score below which `share` of the images lie, to 1 / BINS."""
+        """The score below which `share` of the images lie, with precision 1 / BINS."""
         position = np.searchsorted(np.cumsum(self.counts), share * self.counts.sum())
         return float((position + 0.5) / self.BINS)
 
 
 def fingerprint(chosen: Arithmetic) -> dict[str, str]:
-    """The arithmetic of a dataset: all software and hardware that its bytes depend on."""
+    """The software and hardware that the bytes of a dataset depend on."""
     return {**numerics.fingerprint(chosen), "pyarrow": pyarrow.__version__}

@@ -1,4 +1,4 @@
-"""What ingest's actors do, a shard at a time: take images from the source, or what tells duplicates apart."""
+"""The ingest workers, a shard a call: publish its images, or the codes by which duplicates are found."""
 
 import io
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from pipelines.ingest import catalogue, duplicates
 from pipelines.sources.registry import Origin, open_source
 from pipelines.storage.folder import Folder
 
-CODES = "codes"  # beside a dataset in the making: what is compared of each image, and what was found
+CODES = "codes"  # beside a dataset in progress: the codes of its images, and the duplicates that were found
 FOUND = f"{CODES}/duplicates.parquet"
 
 
 class IngestWorker:
-    """An actor's view: the dataset in the making, its catalogue and its source."""
+    """Reads the images of a dataset in progress, by its catalogue, from its source."""
 
     def __init__(self, output: str, origin: Origin) -> None:
         self.folder, self.url = Folder(output), origin.url
@@ -31,7 +31,7 @@ class IngestWorker:
         self.catalogue = catalogue.Reader(self.folder, self.identity["source"], self.identity["shard_size"])
 
     def images(self, shard: int) -> Iterator[tuple[int, str, int | None, Pixels | ImageError]]:
-        """Index, source, label and image as the dataset will hold it, of each item of a shard; or why not."""
+        """For each item of a shard: index, source, label, and the image as the dataset holds it or the error."""
         items, labels = self.catalogue.shard(shard)
         identity = self.identity
         size, channels, pixels = identity["image_size"], identity["channels"], identity["limits"]["pixels"]
@@ -53,7 +53,7 @@ class IngestWorker:
 
 
 class IngestShard(IngestWorker):
-    """Publishes one whole shard a call: read, normalised, encoded."""
+    """Reads, normalises, encodes and publishes one whole shard a call."""
 
     def __init__(self, output: str, origin: Origin) -> None:
         super().__init__(output, origin)
@@ -61,10 +61,10 @@ class IngestShard(IngestWorker):
 
     def __call__(self, shard: int) -> dict[str, Any]:
         samples, rejects, names = [], [], []
-        what = "near duplicate" if self.kept and self.identity["dedupe"]["mode"] == "near" else "duplicate"
+        kind = "near duplicate" if self.kept and self.identity["dedupe"]["mode"] == "near" else "duplicate"
         for index, name, label, image in self.images(shard):
             if index in self.kept:
-                rejects.append(Reject(index, name, f"{what}: of {self.kept[index]}"))
+                rejects.append(Reject(index, name, f"{kind}: of {self.kept[index]}"))
             elif isinstance(image, ImageError):
                 rejects.append(Reject(index, name, str(image)))
             else:
@@ -75,7 +75,7 @@ class IngestShard(IngestWorker):
 
 
 class CodeShard(IngestWorker):
-    """Publishes the codes of one shard's images, by which duplicates are found."""
+    """Publishes the codes of one shard's images a call."""
 
     def __call__(self, shard: int) -> dict[str, Any]:
         mode = self.identity["dedupe"]["mode"]

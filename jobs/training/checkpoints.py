@@ -13,7 +13,7 @@ from torch import Tensor
 from dcgan import model_files
 from dcgan.families.family import FamilyConfig
 from dcgan.training.state import NonFiniteError, check_state, check_weights
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from jobs.training import run_store
 from jobs.training.run_store import STATS
 from pipelines.dataset import claim

@@ -14,9 +14,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cluster import failures, process
+from jobs.command.errors import LostWorkError
 from jobs.command.progress import Progress
 from jobs.command.scratch import Scratch
-from jobs.command.settings import LostWorkError
 from jobs.training import loop
 from jobs.training.progress_actor import ProgressActor, ProgressState
 from jobs.training.training_job import TrainingJob

@@ -15,7 +15,7 @@ from dcgan.training.state import NonFiniteError, check_finite, check_weights
 from dcgan.training.step import Training
 from jobs.cluster import monitoring
 from jobs.cluster.process import keep_freed_memory
-from jobs.command.settings import USER_ERRORS
+from jobs.command.errors import USER_ERRORS
 from jobs.training import ranks
 from jobs.training.checkpoints import pack_history, unpack_history
 from jobs.training.progress_actor import ProgressUpdate

@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 
 from dcgan.training.step import Training
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from jobs.training import checkpoints, ranks, run_store
 from jobs.training.checkpoints import Checkpoint, TickSchedule
 from pipelines.storage.folder import Folder, StorageError

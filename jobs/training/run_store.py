@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dcgan import model_files
 from jobs.command import model_store
+from jobs.command.errors import UsageError
 from jobs.command.model_store import BEST
-from jobs.command.settings import UsageError
 from pipelines.dataset import claim
 from pipelines.dataset.schema import MAX_CLAIM_BYTES
 from pipelines.storage.folder import Folder, MissingError

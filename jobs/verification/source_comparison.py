@@ -1,4 +1,4 @@
-"""Read a source again, image by image, and compare it with the dataset that was made of it: `verify --against`."""
+"""Compare an ingested dataset with its source, image by image: `verify --against`."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import PIL
 import PIL.features
 
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from pipelines import images
 from pipelines.dataset import layout, reader
 from pipelines.dataset.layout import DatasetError, Index
@@ -24,31 +24,31 @@ from pipelines.sources.base import Choice, Item, Source, SourceError
 from pipelines.sources.registry import Origin, open_source
 from pipelines.storage.folder import Folder, StorageError, normalise
 
-# Of 255 grey levels, where another version of a library decodes or scales: they differ by a few.
+# Grey levels of 255. Other versions of the libraries that decode and scale differ by a few.
 TOLERANCE = 8
 _DUPLICATES = ("duplicate:", "near duplicate:")
-_SENTENCES = {  # of what is wrong: how many, of how many, of which source, and the first
-    "differs": "{0:,} of {1:,} images are not those of {2}, the first is sample {3}",
-    "gone": "{0:,} of {1:,} images are not in {2} any more, the first is sample {3}",
-    "missing": "{0:,} images of {2} are not in the dataset, nor among its rejects, the first is {3}",
-    "taken": "{0:,} rejects could be taken from {2} now, the first is {3}",
+_SENTENCES = {  # by kind of difference: {0} of {1} images, {2} the source, {3} the first one
+    "differs": "{0:,} of {1:,} images differ from those of {2}, the first is sample {3}",
+    "gone": "{0:,} of {1:,} images are no longer in {2}, the first is sample {3}",
+    "missing": "{0:,} images of {2} are neither in the dataset nor among its rejects, the first is {3}",
+    "taken": "{0:,} rejected images of {2} are valid now, the first is {3}",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SourceReading:
-    """How the source of a dataset was read, by the dataset's own claim."""
+    """The settings by which the source of a dataset was read, from the dataset's claim."""
 
     origin: Origin
     relabel: dict[str, str | None]
     labelled: bool
     seed: int
     holdout: float
-    held_out: bool  # the dataset is the part that was held out
+    held_out: bool  # the dataset is the holdout
 
 
 def source_reading(folder: Folder, source: str) -> SourceReading:
-    """How to read `source` as the dataset's own source was. Raises UsageError, DatasetError, StorageError."""
+    """The settings to read `source` by, from the dataset's claim. Raises UsageError, DatasetError, StorageError."""
     claimed = reader.read_claim(folder)
     identity = claimed["identity"]
     if identity["producer"] != "ingest":
@@ -79,7 +79,7 @@ def source_reading(folder: Folder, source: str) -> SourceReading:
 
 
 class SourceListing:
-    """The items of a source that belong into a dataset, by name; some 150 bytes of memory for each."""
+    """The items of a source that belong in a dataset, by name. Each takes some 150 bytes of memory."""
 
     def __init__(self, how: SourceReading) -> None:
         self.url = how.origin.url
@@ -104,13 +104,13 @@ class SourceListing:
         return iter(self._rows)
 
     def item(self, name: str) -> Item | None:
-        """An item by its name; None if the source does not have it."""
+        """The item of this name, or None."""
         row = self._rows.get(name)
         return None if row is None else Item(*(column[row].as_py() for column in self._table.columns))
 
 
 class Comparison:
-    """A worker's view: the dataset and its source."""
+    """Compares the shards of a dataset with its source."""
 
     def __init__(self, folder: Folder, index: Index, how: SourceReading) -> None:
         self.folder, self.index, self.listing = folder, index, SourceListing(how)
@@ -118,7 +118,7 @@ class Comparison:
         self.tolerance = tolerance(index.identity)
 
     def compare(self, shard: int) -> dict[str, Any]:
-        """Every image of a shard with the source's, each read alone: what a batch of them mixes up is seen."""
+        """Compare every image of a shard with the source's. Each is read alone: this shows errors of batched reads."""
         record = self.index.shards[shard]
         part = reader.read_sealed_part(self.folder, record)
         tar = reader.read_shard(self.folder, record)
@@ -146,7 +146,7 @@ class Comparison:
         return {"equal": equal, "furthest": furthest, "wrong": wrong}
 
     def _difference(self, item: Item, stored: Pixels, label: int | None) -> tuple[int, str]:
-        """How far the furthest pixel is off, and why the source's item is not the dataset's; '' if it is."""
+        """The largest difference of a pixel, and the reason why the images or labels differ; '' if they are equal."""
         classes = self.index.classes
         mine = classes[label] if classes and label is not None else None
         theirs = item.label if self.labelled else None
@@ -154,12 +154,12 @@ class Comparison:
             return 0, f"its class is {mine!r}, that of the source {theirs!r}"
         image, why = self._image(item)
         if image is None:
-            return 0, f"the source's cannot be taken: {why}"
+            return 0, f"the source's image is rejected: {why}"
         distance = int(np.abs(image.astype(int) - stored.astype(int)).max())
         return distance, f"a pixel differs by {distance} of 255 grey levels" if distance > self.tolerance else ""
 
     def _image(self, item: Item) -> tuple[Pixels | None, str]:
-        """An item's image as the dataset would hold it; or why it cannot be taken."""
+        """An item's image as the dataset would hold it, or the reason why it is rejected."""
         identity = self.index.identity
         how = identity["image"]
         try:
@@ -176,7 +176,7 @@ class Comparison:
 
 
 def missing(listing: Iterable[str], parts: Iterable[Part]) -> dict[str, list[Any]]:
-    """The source's images that the dataset has neither taken nor rejected."""
+    """The source's images that the dataset neither holds nor rejected."""
     known: set[str] = set()
     for part in parts:
         known.update(part.table["source"].to_pylist(), (reject.source for reject in part.rejects))
@@ -188,7 +188,7 @@ def missing(listing: Iterable[str], parts: Iterable[Part]) -> dict[str, list[Any
 
 
 def summarise(found: Iterable[Mapping[str, list[Any]]], samples: int, source: str) -> str:
-    """What is wrong in a line, from the findings of all shards in their order; '' if nothing is."""
+    """All differences in one line, from the results of the shards in order; '' if there are none."""
     wrong: dict[str, list[Any]] = {}
     for one in found:
         for kind, (count, first) in one.items():
@@ -201,7 +201,7 @@ def summarise(found: Iterable[Mapping[str, list[Any]]], samples: int, source: st
 
 
 def tolerance(identity: Mapping[str, Any]) -> int:
-    """How far a pixel may be off: not at all where the libraries that decode and scale are those of the dataset."""
+    """The allowed difference of a pixel: 0 if the libraries that decode and scale have the dataset's versions."""
     here = {"opencv": cv2.__version__, "pillow": PIL.__version__, "jpeg": str(PIL.features.version("jpg"))}
     return 0 if all(identity["arithmetic"].get(name) == version for name, version in here.items()) else TOLERANCE
 

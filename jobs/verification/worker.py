@@ -1,4 +1,4 @@
-"""The verification workers: check one shard a call, and make some of its images again."""
+"""The verification worker: check one shard a call, make some of its images again, compare them with the source."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipelines.storage.folder import Folder
 
 
 class VerifyShard:
-    """An actor's work: check one shard a call, make some of its images again, compare all of them with the source."""
+    """Checks one shard a call; makes some of its images again, and compares all with the source, if asked."""
 
     def __init__(self, url: str, regenerate: int, chosen: Arithmetic | None, how: SourceReading | None = None) -> None:
         self.folder = Folder(url)
@@ -40,7 +40,7 @@ class VerifyShard:
 
 
 class Regenerator:
-    """Makes images again from their rows, by the dataset's own copy of its model."""
+    """Makes images again from their manifest rows, with the copy of the model in the dataset."""
 
     def __init__(self, folder: Folder, index: Index, chosen: Arithmetic) -> None:
         self.folder, self.index = folder, index
@@ -52,7 +52,7 @@ class Regenerator:
         self.tolerance = 0 if equal else numerics.grey_tolerance(stored)
 
     def compare(self, shard: int, positions: list[int]) -> dict[str, Any]:
-        """Make some samples of a shard again. Raises CorruptError for a pixel, score, seed or label that is wrong."""
+        """Make some samples of a shard again. Raises CorruptError for a wrong pixel, score, seed or label."""
         record = self.index.shards[shard]
         rows = reader.read_sealed_part(self.folder, record).table.take(positions).to_pylist()
         tar = reader.read_shard(self.folder, record)
@@ -78,19 +78,19 @@ class Regenerator:
         return {"regenerated": len(rows), "exact": exact, "furthest": furthest}
 
     def _difference(self, made: np.ndarray, stored: np.ndarray) -> int:
-        """The furthest pixel, in grey levels, once the made image has gone through the dataset's format too."""
+        """The largest difference of a pixel, in grey levels, after the made image was encoded as the dataset's are."""
         image = self.index.identity["image"]
         if image["format"] != "png":
             made = images.decode(images.encode(made, image["format"], image["quality"]), made.shape[2])
         return int(np.abs(made.astype(int) - stored.astype(int)).max())
 
     def compare_score(self, row: dict[str, Any], stored: np.ndarray, labels: np.ndarray | None, where: str) -> None:
-        """Raises CorruptError for a row whose logit or score is not what the discriminator says of its image."""
+        """Raises CorruptError if the logit or score of a row differs from the discriminator's for its image."""
         logit = self.sampler.score(stored[None], labels)
-        slack = numerics.logit_tolerance(self.index.identity["arithmetic"]) if self.tolerance else 0.0
+        tolerance = numerics.logit_tolerance(self.index.identity["arithmetic"]) if self.tolerance else 0.0
         score = manifest.sigmoid(logit)[0]
-        # Not `> slack`: NaN is never greater.
-        if not (abs(float(logit[0]) - row["logit"]) <= slack and abs(float(score) - row["score"]) <= slack):
+        # Not `> tolerance`: no comparison with NaN is true.
+        if not (abs(float(logit[0]) - row["logit"]) <= tolerance and abs(float(score) - row["score"]) <= tolerance):
             raise CorruptError(
                 f"{where}: its logit is {row['logit']:.6f} and its score {row['score']:.6f}; "
                 f"the discriminator gives {float(logit[0]):.6f} and {float(score):.6f}"
@@ -98,11 +98,11 @@ class Regenerator:
 
 
 def _regenerated_positions(index: Index, shard: int, regenerate: int) -> list[int]:
-    """Which of a shard's samples are made again: `regenerate` of the whole dataset, evenly spread."""
+    """The positions in a shard of the samples to make again: `regenerate` of the whole dataset, evenly spaced."""
     total = index.samples
     owned = layout.shard_range(index.identity, shard)
     number = min(regenerate, total)
-    # sample floor(i * total / number) for i in range(number); those that this shard owns
+    # The samples floor(i * total / number) for i in range(number) that this shard owns.
     first = -(-owned.start * number // total)
     last = -(-owned.stop * number // total)
     return [i * total // number - owned.start for i in range(first, last)]

@@ -14,7 +14,7 @@ import yaml
 
 from jobs import generate, train, verify
 from jobs.command import settings
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from tests.conftest import ROOT
 from tests.infra import kuberay, links, network, rules
 from tests.infra.manifests import K8S, OVERLAYS, Object, Schemas, cluster_of, overlay, pod_templates, render

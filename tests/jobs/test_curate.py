@@ -17,7 +17,7 @@ from dcgan import numerics
 from dcgan.evaluation import rejection
 from dcgan.numerics import Arithmetic
 from jobs import curate, evaluate, train
-from jobs.command.settings import LostWorkError, UsageError
+from jobs.command.errors import LostWorkError, UsageError
 from jobs.evaluation import accuracy_score
 from jobs.selection import rules
 from jobs.selection.rules import Scores

@@ -17,7 +17,7 @@ from dcgan import numerics
 from dcgan.evaluation.distances import Sums, frechet_distance
 from jobs import evaluate
 from jobs.cluster.connection import Pool
-from jobs.command.settings import LostWorkError, UsageError
+from jobs.command.errors import LostWorkError, UsageError
 from jobs.evaluation import feature_pass
 from pipelines import images
 from pipelines.dataset import layout, reader, writer

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jobs import explore
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from jobs.exploration import linear_probe
 from jobs.exploration.inputs import open_inputs
 

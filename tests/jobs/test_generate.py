@@ -23,7 +23,7 @@ from dcgan.families.registry import build
 from dcgan.model_files import Model, ModelError
 from jobs import generate, verify
 from jobs.command import model_store
-from jobs.command.settings import LostWorkError, UsageError
+from jobs.command.errors import LostWorkError, UsageError
 from jobs.verification.worker import VerifyShard
 from pipelines.dataset import reader, shards
 from pipelines.dataset.layout import DatasetError
@@ -179,8 +179,8 @@ def test_another_model_is_refused(make: Make, copy: Path, digits_run: Path, tmp_
         with pytest.raises(DatasetError) as error:
             make(copy, model=other.url, count=count)
         assert str(error.value) == (
-            f'{copy}: begun with model = "{before}", this run has "{now}"; '
-            f"--model {copy}/model goes on with the one that it carries; or another --output"
+            f'{copy}: claimed with model = "{before}", this run has "{now}"; '
+            f"use --model {copy}/model to go on with its own model, or another --output"
         )
     assert model_files.digest((copy / "model" / "model.json").read_bytes()) == before
 
@@ -201,7 +201,7 @@ def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_o
     (copy / "model" / "generator.safetensors").write_bytes(b"half")
     with pytest.raises(ModelError) as error:
         make(copy, model=f"{copy}/model")
-    told = f"{copy}/model/model.json: missing: a model that was copied in part; name the one it was copied from"
+    told = f"{copy}/model/model.json: missing: the model was copied only in part; copy it again, or name the original"
     assert str(error.value) == told
     mine, before = model_store.load(model_store.find_model(Folder(str(digits_run))))
     torch.manual_seed(1)
@@ -209,7 +209,7 @@ def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_o
     with pytest.raises(DatasetError) as refused:
         make(copy, model=str(tmp_path / "model"))
     assert str(refused.value).startswith(
-        f'{copy}: begun with model = "{before}", this run has "{now}", and its own copy is not whole ('
+        f'{copy}: claimed with model = "{before}", this run has "{now}", and its copy is damaged ('
     )
     make(copy)
     assert_equal_shards(copy, plain)
@@ -235,7 +235,7 @@ def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digit
     before = tree(tmp_path / "output")
     with pytest.raises(DatasetError) as error:
         make(tmp_path / "output")
-    assert str(error.value) == (f"{other}/model.json: of another model, and no dataset is here; use another --output")
+    assert str(error.value) == (f"{other}/model.json: another model is here, without a dataset; use another --output")
     assert tree(tmp_path / "output") == before
 
 

@@ -16,8 +16,10 @@ import ray
 from PIL import Image
 
 from jobs import ingest, verify
-from jobs.cluster import connection, shard_job
-from jobs.command.settings import LostWorkError, UsageError, load
+from jobs.cluster import connection
+from jobs.cluster.shard_job import ShardJob, run_shard_job
+from jobs.command.errors import LostWorkError, UsageError
+from jobs.command.settings import load
 from jobs.ingestion import duplicate_search
 from jobs.ingestion.worker import IngestShard
 from pipelines.dataset import reader, shards
@@ -347,9 +349,10 @@ class TestTwoAtOnce:
         # Shards that were not done when it looked, and are by now.
         (Path(folder.url) / "manifest" / "000001.parquet").rename(Path(folder.url) / "kept")
         arguments = {"output": folder.url, "origin": origin}
-        product = shard_job.run_shard_job("ingest", folder, identity, Slower, arguments, pool)
-        assert product.index is not None
-        assert product.index.root == root
+        job = ShardJob(command="ingest", folder=folder, identity=identity, worker=Slower, arguments=arguments)
+        result = run_shard_job(job, pool)
+        assert result.index is not None
+        assert result.index.root == root
         out = capsys.readouterr()
         assert out.out.endswith(f"ingest: {folder} was sealed by another run meanwhile; nothing more to do\n")
         assert "failed" not in out.err
@@ -427,7 +430,7 @@ def test_too_many_rejects_end_the_job_and_a_higher_limit_seals_it(
         with pytest.raises(LostWorkError) as error:
             take(pictures, output, max_rejects=allowed)
         assert str(error.value).startswith(f"{output}: 3 of 39 images could not be taken (")
-        assert f"more than --max-rejects {allowed}. Each stands in {output}/rejects.parquet." in str(error.value)
+        assert f"more than --max-rejects {allowed}. {output}/rejects.parquet lists all of them." in str(error.value)
         assert set(rejected(output)) == set(BAD)
         with pytest.raises(DatasetError, match="not finished"):
             reader.open_sealed(Folder(str(output)))

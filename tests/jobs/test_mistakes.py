@@ -14,7 +14,8 @@ import pytest
 
 from jobs import curate, evaluate, explore, generate, ingest, train, verify
 from jobs.command import environment
-from jobs.command.settings import JobSettings, UsageError, load
+from jobs.command.errors import UsageError
+from jobs.command.settings import JobSettings, load
 from pipelines import images
 from pipelines.dataset import writer
 from pipelines.dataset.layout import DatasetError
@@ -44,7 +45,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
         ("verify --dataset {tmp}", "verify: error: {tmp}: no dataset here (dataset.json is missing); check the URL"),
         (
             "generate --model {tmp} --count 5",
-            "generate: error: {tmp}: neither a model (model.json) nor a run (best.json) is here; "
+            "generate: error: {tmp}: no model (model.json) and no run (best.json) is here; "
             "check the URL, or train first",
         ),
         (
@@ -169,7 +170,7 @@ def test_endpoint_that_does_not_answer(s3: str, job: Job) -> None:
         ("train --config {tmp}/table.toml", "{tmp}/table.toml: unknown setting 'x'; see --help"),
         ("train --config {tmp}/broken.toml", "{tmp}/broken.toml: cannot be read: Invalid value (at line 1, column 10)"),
         ("train --config {tmp}/list.toml", "{tmp}/list.toml: images [1]: must be a whole number, as 1000 or 1e3"),
-        ("train --config {tmp}/utf16.toml", "{tmp}/utf16.toml: cannot be read: not UTF-8; save it as that"),
+        ("train --config {tmp}/utf16.toml", "{tmp}/utf16.toml: cannot be read: not UTF-8; save it as UTF-8"),
         (
             "train --config {tmp}/twice.toml",
             "{tmp}/twice.toml: cannot be read: Cannot overwrite a value (at end of document)",

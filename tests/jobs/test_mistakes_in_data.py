@@ -55,4 +55,4 @@ def test_ray_that_does_not_start(digits: Path, job: Job, tmp_path: Path) -> None
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert line.startswith("verify: error: Ray did not start on this machine: validate_socket_filename failed: ")
-    assert line.endswith("; mend that, or wait until the machine is less busy; then start the same command again")
+    assert line.endswith("; fix that, or wait until the machine is less busy; then start the same command again")

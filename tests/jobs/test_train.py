@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jobs import generate, ingest, train
 from jobs.command import model_store
-from jobs.command.settings import LostWorkError, UsageError
+from jobs.command.errors import LostWorkError, UsageError
 from jobs.training import checkpoints, run_store
 from pipelines.storage.folder import Folder
 from tests.conftest import digits_settings

@@ -21,7 +21,7 @@ from dcgan.families.registry import build
 from dcgan.model_files import Model
 from jobs import curate, generate, verify
 from jobs.command import model_store
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from jobs.verification.worker import Regenerator, VerifyShard
 from pipelines import images
 from pipelines.dataset import card, layout, manifest, reader, shards, writer

@@ -110,5 +110,5 @@ def test_a_copy_without_its_card_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         model_store.open_model(folder)
     assert str(error.value) == (
-        f"{folder}/{CARD}: missing: a model that was copied in part; name the one it was copied from"
+        f"{folder}/{CARD}: missing: the model was copied only in part; copy it again, or name the original"
     )

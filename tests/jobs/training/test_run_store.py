@@ -16,7 +16,7 @@ from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.command import model_store
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from jobs.training import checkpoints, loop, run_store
 from pipelines.dataset.shards import CorruptError
 from pipelines.storage.folder import Folder, MissingError, StorageError, UnreachableError

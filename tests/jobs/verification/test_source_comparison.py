@@ -20,7 +20,7 @@ import pytest
 import ray
 
 from jobs import verify
-from jobs.command.settings import UsageError
+from jobs.command.errors import UsageError
 from jobs.ingestion.worker import IngestShard
 from jobs.verification import source_comparison
 from jobs.verification.worker import VerifyShard
@@ -201,7 +201,7 @@ def test_a_picture_of_another_file_is_found(tmp_path: Path) -> None:
 
     change(output, mix_up)
     told = compare(output, source)
-    assert told.startswith(f"8 of 24 images are not those of {source}, the first is sample 0000000000"), told
+    assert told.startswith(f"8 of 24 images differ from those of {source}, the first is sample 0000000000"), told
     assert "(1.parquet#" in told
     assert told.endswith(" of 255 grey levels")
 
@@ -218,7 +218,8 @@ def test_one_pixel_by_one_grey_level_is_found(copy: tuple[Path, Path]) -> None:
     touched: list[str] = []
     change(output, touch)
     assert compare(output, source) == (
-        f"1 of 24 images are not those of {source}, the first is {touched[0]}: a pixel differs by 1 of 255 grey levels"
+        f"1 of 24 images differ from those of {source}, the first is {touched[0]}: "
+        "a pixel differs by 1 of 255 grey levels"
     )
 
 
@@ -231,7 +232,7 @@ def test_a_label_of_another_class_is_found(copy: tuple[Path, Path]) -> None:
 
     change(output, swap)
     told = compare(output, source)
-    assert told.startswith(f"1 of 24 images are not those of {source}, the first is sample "), told
+    assert told.startswith(f"1 of 24 images differ from those of {source}, the first is sample "), told
     assert told.endswith("): its class is 'hens', that of the source 'dogs'")
 
 
@@ -240,11 +241,11 @@ def test_images_that_the_dataset_lacks_are_found(copy: tuple[Path, Path]) -> Non
     source, output = copy
     if (source / "0.parquet").exists():
         shutil.copy(source / "0.parquet", source / "3.parquet")
-        expected = f"8 images of {source} are not in the dataset, nor among its rejects, the first is 3.parquet#"
+        expected = f"8 images of {source} are neither in the dataset nor among its rejects, the first is 3.parquet#"
     else:
         (source / "ants").mkdir()
         (source / "ants" / "a.png").write_bytes(picture(99))
-        expected = f"1 images of {source} are not in the dataset, nor among its rejects, the first is ants/a.png"
+        expected = f"1 images of {source} are neither in the dataset nor among its rejects, the first is ants/a.png"
     assert compare(output, source).startswith(expected)
 
 
@@ -256,11 +257,11 @@ def test_images_that_the_source_has_no_more_or_not_the_same_are_found(tmp_path: 
     (source / "cats" / "broken.png").write_bytes(picture(100))
     told = compare(output, source)
     first, second, third = told.split("; ")
-    assert first.startswith(f"1 of 24 images are not those of {source}, the first is sample ")
-    assert first.endswith("(hens/20.png): the source's cannot be taken: not an image")
-    assert second.startswith(f"1 of 24 images are not in {source} any more, the first is sample ")
+    assert first.startswith(f"1 of 24 images differ from those of {source}, the first is sample ")
+    assert first.endswith("(hens/20.png): the source's image is rejected: not an image")
+    assert second.startswith(f"1 of 24 images are no longer in {source}, the first is sample ")
     assert second.endswith("(dogs/08.png)")
-    assert third == (f"1 rejects could be taken from {source} now, the first is cats/broken.png (was: not an image)")
+    assert third == (f"1 rejected images of {source} are valid now, the first is cats/broken.png (was: not an image)")
 
 
 def test_a_class_that_was_lost_whole_is_found(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_a_class_that_was_lost_whole_is_found(tmp_path: Path) -> None:
     for folder in aside:
         folder.rename(source / folder.name)
     told = compare(output, source)
-    assert told.startswith(f"8 of 8 images are not those of {source}, the first is sample ")
+    assert told.startswith(f"8 of 8 images differ from those of {source}, the first is sample ")
     assert "its class is None, that of the source 'cats'; 16 images of " in told
 
 
@@ -289,7 +290,7 @@ def test_a_webdataset(tmp_path: Path) -> None:
     (tmp_path / "src" / "0.tar").rename(tmp_path / "src" / "2.tar")
     (tmp_path / "src" / "1.tar").rename(tmp_path / "src" / "0.tar")
     (tmp_path / "src" / "2.tar").rename(tmp_path / "src" / "1.tar")
-    assert compare(output, tmp_path / "src").startswith("12 of 12 images are not those of ")
+    assert compare(output, tmp_path / "src").startswith("12 of 12 images differ from those of ")
 
 
 def test_other_versions_of_the_libraries_are_allowed_a_tolerance(tmp_path: Path) -> None:
@@ -338,7 +339,7 @@ def test_the_command(tmp_path: Path, local_ray: None, job: Job, capsys: pytest.C
     join = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = job("verify", "--dataset", output, "--against", source, "--workers", 1, env=join)
     assert done.returncode == 1, done.stderr
-    start = f"verify: error: {output}: 1 of 24 images are not those of {source}, the first is sample "
+    start = f"verify: error: {output}: 1 of 24 images differ from those of {source}, the first is sample "
     assert done.stderr.splitlines()[-1].startswith(start)
     assert "Traceback" not in done.stderr
     done = job("verify", "--dataset", output, "--against", tmp_path / "nowhere")

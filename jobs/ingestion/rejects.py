@@ -1,0 +1,42 @@
+"""Images that cannot be taken: count them by reason, and hold them against the allowance of --max-rejects."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from jobs.command.errors import LostWorkError
+from pipelines.dataset import layout, manifest
+from pipelines.dataset.manifest import Reject
+from pipelines.storage.folder import Folder
+
+_DUPLICATES = ("duplicate:", "near duplicate:")
+
+
+def check_allowance(value: str) -> str:
+    """A share of the images as `0.05`, or a number of them as `100`. Raises ValueError for anything else."""
+    if re.fullmatch(r"\d{1,15}", value) or (re.fullmatch(r"\d*\.\d+|1\.0*", value) and float(value) <= 1):
+        return value
+    raise ValueError("must be a share, as 0.05, or a number of images, as 100")
+
+
+def count_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
+    """The number of rejects for each reason, the most frequent first."""
+    return dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common())
+
+
+def check_rejects(rejects: list[Reject], allowed: str, folder: Folder, count: int) -> None:
+    """Compare the rejects with an allowance. Duplicates do not count.
+
+    Args:   allowed: as `check_allowance` takes it. count: images of the dataset.
+    Raises: LostWorkError if there are more; the list of all rejects is in the folder then.
+    """
+    failed = [reject for reject in rejects if not reject.reason.startswith(_DUPLICATES)]
+    most = int(allowed) if allowed.isdecimal() else float(allowed) * count
+    if len(failed) > most:
+        folder.write(layout.REJECTS, manifest.encode_rejects(rejects))
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in count_by_reason(failed).items())
+        raise LostWorkError(
+            f"{folder}: {len(failed):,} of {count:,} images could not be taken ({reasons}; the first: "
+            f"{failed[0].source}: {failed[0].reason}), more than --max-rejects {allowed}. {folder}/{layout.REJECTS} "
+            "lists all of them. The rest is done: with a higher --max-rejects the same command seals it"
+        )
