@@ -397,12 +397,13 @@ BOMBS: dict[str, Callable[[Folder], object]] = {
 
 MEASURE = """
 import resource, sys
-from pipelines import dataset, storage
+from pipelines.dataset import reader
+from pipelines.storage import folder as storage
 folder = storage.Folder(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    index = dataset.open_sealed(folder)
-    dataset.check_shard(folder, index, index.shards[0])
+    index = reader.open_sealed(folder)
+    reader.check_shard(folder, index, index.shards[0])
 except (ValueError, storage.StorageError) as error:
     print(error)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)

@@ -368,7 +368,7 @@ def test_a_failing_store_leaves_the_same_bytes_even_if_the_driver_is_killed_too(
     assert not kills or f"going on: {done} of {SHARDS}" in run.log()
 
 
-@pytest.mark.long  # a full disk goes the same road; that the first answer is final: test_storage_faults.py
+@pytest.mark.long  # a full disk goes the same road; that the first answer is final: test_retries.py
 def test_refused_credentials_half_way_end_the_job_and_the_next_start_does_only_the_rest(
     proxy: FaultyProxy, bucket: Output, start: Start, expected: dict[str, bytes]
 ) -> None:

@@ -278,7 +278,7 @@ def test_a_lost_shard_fails_the_job(make: Make, plain: Path, tmp_path: Path, job
     obstacle.mkdir(parents=True)
     flags = ("--model", digits_run, "--output", output, "--count", 100, "--shard-size", 25, "--workers", 1)
     done = job("generate", *flags, env={"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
-    why = f"StorageError: {obstacle}: a folder lies where a file is to be; move it away"
+    why = f"StorageError: {obstacle}: a folder is where a file should be; move it away"
     lost = (
         f"1 shards of {output} are not done (000002); shards 000002 failed, the first with: {why}. "
         "What is finished stays; the same command does the rest"

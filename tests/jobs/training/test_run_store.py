@@ -173,7 +173,7 @@ def test_a_folder_where_a_file_is_to_be(name: str, run: Path) -> None:
 
     with pytest.raises(StorageError) as error:
         start()
-    assert str(error.value) == f"{file}: a folder lies where a file is to be; move it away"
+    assert str(error.value) == f"{file}: a folder is where a file should be; move it away"
 
 
 def test_one_without_its_tick_is_passed_over_for_the_one_before(

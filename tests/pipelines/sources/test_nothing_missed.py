@@ -435,7 +435,7 @@ class TestLists:
     def test_a_path_to_no_file_is_an_error_and_no_wait(self, kind: str, tmp_path: Path) -> None:
         (tmp_path / "l.csv").write_text("path\nx.png\n")
         os.mkfifo(tmp_path / "x.png") if kind == "pipe" else (tmp_path / "x.png").mkdir()
-        with pytest.raises(StorageError, match=r"x\.png: (not a regular file|a folder lies where a file is to be)"):
+        with pytest.raises(StorageError, match=r"x\.png: (not a regular file|a folder is where a file should be)"):
             open_source(f"{tmp_path}/l.csv").image(0)
 
     def test_an_image_needs_no_ending(self, tmp_path: Path) -> None:

@@ -4,20 +4,17 @@ The S3 server is real, and reached through a proxy (tests/faults.py) that cuts, 
 """
 
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from s3fs import S3FileSystem
 
 from pipelines.storage.folder import Folder, StorageError
 from tests.faults import KINDS, FaultyProxy
-from tests.processes import until
 
 
 def fail_first(proxy: FaultyProxy, kind: str, times: int) -> None:
@@ -133,26 +130,3 @@ def test_refused_credentials_are_final_at_the_first_answer(proxy: FaultyProxy, s
         with pytest.raises(StorageError, match="permission denied"):
             call()
         assert proxy.counts["refused"] == number
-
-
-def test_a_local_write_outlasts_another_run_that_sweeps_its_temporary_file(tmp_path: Path) -> None:
-    writer, sweeper = Folder(str(tmp_path)), Folder(str(tmp_path))
-    shards = tmp_path / "shards"
-    shards.mkdir()
-
-    def sweep(written: threading.Event) -> int:
-        until(lambda: written.is_set() or any(file.suffix == ".tmp" for file in shards.iterdir()), "a temporary file")
-        sweeper.sweep("shards")
-        return not written.is_set()
-
-    swept = 0
-    with ThreadPoolExecutor(1) as threads:
-        for number in range(10, 16):
-            written = threading.Event()
-            sweeping = threads.submit(sweep, written)
-            writer.write("shards/000000.tar", b"%d" % number * 5_000_000)  # some 10 ms
-            written.set()
-            swept += sweeping.result()
-    assert swept > 0
-    assert (shards / "000000.tar").read_bytes() == b"15" * 5_000_000
-    assert [file.name for file in shards.iterdir()] == ["000000.tar"]
