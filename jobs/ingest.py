@@ -34,6 +34,7 @@ from pipelines import images
 from pipelines.dataset import layout, writer
 from pipelines.ingest import catalogue, duplicates
 from pipelines.ingest.catalogue import Catalogue
+from pipelines.ingest.relabel import Relabelling
 from pipelines.sources import registry
 from pipelines.sources.base import Choice, Item, Source
 from pipelines.sources.registry import Origin
@@ -124,12 +125,12 @@ def main(settings: IngestSettings) -> None:
     )
     origin = Origin(settings.source, kind, choice)
     source = registry.open_source(origin.url, origin.kind, origin.choice)
-    relabel = _read_relabel(settings.relabel)
+    relabelling = Relabelling(_read_relabel(settings.relabel))
     with Scratch("ingest") as scratch:
         kept, held = catalogue.draw_up(
-            _relabelled(source, relabel, settings),
+            _relabelled(source, relabelling, settings),
             settings.source,
-            _declared(source, relabel),
+            relabelling.classes(source),
             settings.labels == "auto",
             settings.seed,
             settings.holdout,
@@ -141,7 +142,7 @@ def main(settings: IngestSettings) -> None:
                 f"{settings.source}: {source.tally.listed:,} listed, but {found:,} images and {left_out:,} ignored: "
                 "some are lost without a word, which is a fault of ganmill's; please report it"
             )
-        _make(settings, origin, source, relabel, kept, held)
+        _make(settings, origin, source, relabelling.names, kept, held)
 
 
 def _make(
@@ -280,32 +281,10 @@ def _read_relabel(path: Path | None) -> dict[str, str | None]:
     return value
 
 
-def _relabelled(source: Source, relabel: Mapping[str, str | None], settings: IngestSettings) -> Iterator[Item]:
-    """A source's items under their new class names, without those of classes that are left out."""
-    if not relabel:
-        yield from source.items()
-        return
-    used = set()
-    for item in source.items():
-        if item.label is None or item.label not in relabel:
-            yield item
-            continue
-        used.add(item.label)
-        new = relabel[item.label]
-        if new is not None:
-            yield item._replace(label=new)
-        else:
-            source.tally.ignore("left out by --relabel")
-    if unknown := sorted(relabel.keys() - used):
-        raise UsageError(f"--relabel {settings.relabel}: no image of class {unknown[0]!r}; check the name")
-
-
-def _declared(source: Source, relabel: Mapping[str, str | None]) -> list[str] | None:
-    """The classes that the source declares, under their new names."""
-    if source.classes is None:
-        return None
-    new = [relabel.get(name, name) for name in source.classes]
-    return list(dict.fromkeys(name for name in new if name is not None))
+def _relabelled(source: Source, relabelling: Relabelling, settings: IngestSettings) -> Iterator[Item]:
+    yield from relabelling.items(source)
+    if relabelling.unused:
+        raise UsageError(f"--relabel {settings.relabel}: no image of class {relabelling.unused[0]!r}; check the name")
 
 
 def _print_balance(listed: int, taken: int, rejected: int, ignored: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ from pipelines.dataset import checked_file, layout, reader, writer
 from pipelines.dataset.manifest import Reject
 from pipelines.dataset.shards import CorruptError, Sample
 from pipelines.images import ImageError, LimitError, Pixels
-from pipelines.ingest import catalogue, duplicates
+from pipelines.ingest import catalogue, duplicates, preparation
 from pipelines.sources.registry import Origin, open_source
 from pipelines.storage.folder import Folder
 
@@ -34,17 +34,11 @@ class IngestWorker:
         """For each item of a shard: index, source, label, and the image as the dataset holds it or the error."""
         items, labels = self.catalogue.shard(shard)
         identity = self.identity
-        size, channels, pixels = identity["image_size"], identity["channels"], identity["limits"]["pixels"]
-        resize, background = identity["image"]["resize"], tuple(identity["image"]["background"])
         indices = layout.shard_range(identity, shard)
         for index, item, label, content in zip(indices, items, labels, self.source.read(items), strict=True):
             image: Pixels | ImageError
             try:
-                if isinstance(content, ImageError):
-                    raise content
-                image = images.normalise(content, size, channels, resize, background, pixels)
-                if identity["classes"] and label is None:
-                    raise ImageError("no label")
+                image = preparation.prepare(content, label, identity)
             except ImageError as error:
                 if self.source.sealed and not isinstance(error, LimitError):
                     raise CorruptError(f"{self.url}/{item.place}: sample {item.name}: {error}") from error

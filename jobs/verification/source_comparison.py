@@ -18,9 +18,10 @@ from pipelines.dataset.layout import DatasetError, Index
 from pipelines.dataset.manifest import Part
 from pipelines.dataset.shards import CorruptError
 from pipelines.images import ImageError, Pixels
-from pipelines.ingest import catalogue
+from pipelines.ingest import catalogue, preparation
+from pipelines.ingest.relabel import Relabelling
 from pipelines.sources import registry
-from pipelines.sources.base import Choice, Item, Source, SourceError
+from pipelines.sources.base import Choice, Item, SourceError
 from pipelines.sources.registry import Origin, open_source
 from pipelines.storage.folder import Folder, StorageError, normalise
 
@@ -86,10 +87,11 @@ class SourceListing:
         self.source = open_source(how.origin.url, how.origin.kind, how.origin.choice)
         # The list is mapped into memory: it stays readable when its file is gone, and nothing is left behind.
         with tempfile.TemporaryDirectory(prefix="ganmill-verify-") as scratch:
+            relabelling = Relabelling(how.relabel)
             parts = catalogue.draw_up(
-                _relabelled(self.source, how.relabel),
+                relabelling.items(self.source),
                 how.origin.url,
-                _declared(self.source, how.relabel),
+                relabelling.classes(self.source),
                 how.labelled,
                 how.seed,
                 how.holdout,
@@ -160,16 +162,9 @@ class Comparison:
 
     def _image(self, item: Item) -> tuple[Pixels | None, str]:
         """An item's image as the dataset would hold it, or the reason why it is rejected."""
-        identity = self.index.identity
-        how = identity["image"]
         try:
             [content] = self.listing.source.read([item])
-            if isinstance(content, ImageError):
-                raise content
-            size, channels, pixels = identity["image_size"], identity["channels"], identity["limits"]["pixels"]
-            image = images.normalise(content, size, channels, how["resize"], tuple(how["background"]), pixels)
-            if identity["classes"] and item.label is None:
-                raise ImageError("no label")
+            image = preparation.prepare(content, item.label, self.index.identity)
         except (ImageError, SourceError, StorageError) as error:
             return None, str(error)
         return image, ""
@@ -208,17 +203,3 @@ def tolerance(identity: Mapping[str, Any]) -> int:
 
 def _note(wrong: dict[str, list[Any]], kind: str, first: str) -> None:
     wrong.setdefault(kind, [0, first])[0] += 1
-
-
-def _relabelled(source: Source, relabel: Mapping[str, str | None]) -> Iterator[Item]:
-    for item in source.items():
-        new = item.label if item.label is None else relabel.get(item.label, item.label)
-        if item.label is None or new is not None:
-            yield item._replace(label=new)
-
-
-def _declared(source: Source, relabel: Mapping[str, str | None]) -> list[str] | None:
-    if source.classes is None:
-        return None
-    new = [relabel.get(name, name) for name in source.classes]
-    return list(dict.fromkeys(name for name in new if name is not None))

@@ -8,7 +8,7 @@ from pipelines.dataset.manifest import ShardRecord
 from pipelines.dataset.shards import CorruptError
 from pipelines.images import LimitError
 from pipelines.sources.base import Choice, Content, Item, Source, SourceError, distinct
-from pipelines.sources.tars import read_pieces
+from pipelines.sources.tar_members import read_pieces
 from pipelines.storage.folder import Folder
 
 

@@ -1,11 +1,12 @@
-"""What can be ingested, and how it is told apart.
+"""The kinds of sources, how to recognise each, and the module that reads it.
 
-    files    a folder tree, a .zip of one, a .csv or .jsonl list of paths      tables   Parquet with a column of images
-    tars     a .tar of a folder tree, or a folder of WebDataset shards         sealed   ganmill's own datasets
-    arrays   IDX files as MNIST's, `digits`                            named    `torchvision:NAME`
+    folders            a folder tree of image files        parquet            Parquet with a column of images
+    zips, tars         a .zip or a .tar of one             idx                IDX files, as MNIST's; `digits`
+    lists              a .csv or .jsonl list of paths      torchvision_sets   `torchvision:NAME`
+    webdataset_tars    a folder of WebDataset shards       ganmill_dataset    a sealed dataset of ganmill's
 
 A source lists its items, which pipelines/ingest/catalogue.py puts in order, and reads the contents of one shard's items
-at a time. Only its URL travels; workers open it themselves.
+at a time. Only its URL travels to the workers, which open it themselves.
 """
 
 from dataclasses import dataclass
@@ -13,15 +14,18 @@ from dataclasses import dataclass
 from pipelines.dataset import layout
 from pipelines.dataset.manifest import part_name
 from pipelines.sources.base import IMAGE_ENDINGS, Choice, Source, SourceError, is_image, is_junk
-from pipelines.sources.files import FolderSource, ListSource, ZipSource
+from pipelines.sources.folders import FolderSource
 from pipelines.sources.ganmill_dataset import SealedSource
 from pipelines.sources.idx import digits, idx, idx_splits, is_array
+from pipelines.sources.lists import ListSource
 from pipelines.sources.parquet import ENDING, ParquetSource
-from pipelines.sources.tars import TAR_ENDINGS, TarSource, WebDatasetSource
+from pipelines.sources.tars import TAR_ENDINGS, TarSource
 from pipelines.sources.torchvision_sets import TorchvisionSource
+from pipelines.sources.webdataset_tars import WebDatasetSource
+from pipelines.sources.zips import ZipSource
 from pipelines.storage.folder import Folder
 
-BUILT_IN = ("digits", "torchvision:")  # sources that are no URLs
+BUILT_IN = ("digits", "torchvision:")  # sources without a URL
 KINDS = ("digits", "torchvision", "zip", "tar", "list", "parquet", "dataset", "idx", "webdataset", "images")
 
 
@@ -35,7 +39,7 @@ class Origin:
 
 
 def kind_of(url: str) -> str:
-    """What a source is, one of KINDS. Raises SourceError if a folder holds nothing that can be taken, or two kinds."""
+    """The kind of a source, one of KINDS. Raises SourceError for a folder with nothing to read, or with two kinds."""
     name = url.rstrip("/").rpartition("/")[2].lower()
     if url == "digits" or url.startswith("torchvision:"):
         return url.partition(":")[0]
@@ -49,10 +53,10 @@ def kind_of(url: str) -> str:
             return kind
     folder = Folder(url)
     if folder.exists(layout.CLAIM) or (folder.exists(layout.SEAL) and folder.exists(part_name(0))):
-        return "dataset"  # one that lost its claim too: it is refused, and not read as tars without a check
+        return "dataset"  # also without its claim: then it is refused, and never read as unchecked tars
     seen = set[str]()
     arrays = []
-    for name, _ in folder.walk():  # all of them: what is rare may come last
+    for name, _ in folder.walk():  # all of them: a rare kind may come last
         seen.add(_kind_of_file(name))
         if is_array(name):
             arrays.append(name)
@@ -62,7 +66,7 @@ def kind_of(url: str) -> str:
         return "idx"
     if {"webdataset", "images"} <= seen:
         raise SourceError(f"{url}: holds tars and image files; say with --kind which to take: webdataset or images")
-    for kind in ("webdataset", "images", "parquet"):  # img2dataset's own .parquet lie beside its tars
+    for kind in ("webdataset", "images", "parquet"):  # img2dataset writes .parquet files beside its tars
         if kind in seen:
             return kind
     raise SourceError(
@@ -72,7 +76,7 @@ def kind_of(url: str) -> str:
 
 
 def _kind_of_file(name: str) -> str:
-    """What a file makes of the folder that it lies in; '' for nothing."""
+    """The kind of folder that a file indicates; '' for none."""
     if is_image(name):
         return "images"
     if is_junk(name):
@@ -81,7 +85,7 @@ def _kind_of_file(name: str) -> str:
 
 
 def open_source(url: str, kind: str, choice: Choice) -> Source:
-    """Open a source. Raises SourceError if it is not what it should be, StorageError if it cannot be reached."""
+    """Open a source. Raises SourceError if it is not of this kind, StorageError if it cannot be reached."""
     if kind == "digits":
         return digits()
     if kind == "torchvision":

@@ -105,19 +105,19 @@ BUGS = [
     ),
     Bug(
         "a path of a list loses a letter",
-        "pipelines/sources/files.py",
+        "pipelines/sources/lists.py",
         "full[len(base) + 1 :]",
         "full[len(base) + 2 :]",
     ),
     Bug(
         "LIST.CSV is read as JSON lines",
-        "pipelines/sources/files.py",
+        "pipelines/sources/lists.py",
         'self._name.lower().endswith(".csv")',
         'self._name.endswith(".csv")',
     ),
     Bug(
         "a zip's images come without their last byte",
-        "pipelines/sources/files.py",
+        "pipelines/sources/zips.py",
         "yield data if len(data) == item.size else",
         "yield data[:-1] if len(data) == item.size else",
     ),
@@ -137,26 +137,31 @@ BUGS = [
     # Tars
     Bug(
         "a member's padding is forgotten",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/tar_members.py",
         "offset + size + -size % tarfile.BLOCKSIZE",
         "offset + size",
     ),
     Bug(
         "a long name is kept for the next member",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/tar_members.py",
         'yield name.removeprefix("./"), offset, size\n            last, long_name, long_size = name, "", -1',
         'yield name.removeprefix("./"), offset, size\n            last, long_size = name, -1',
     ),
     Bug(
         "GNU's long names are cut",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/tar_members.py",
         'long_name = data.rstrip(b"\\0").decode("utf-8", "surrogateescape")',
         'long_name = data.rstrip(b"\\0").decode("utf-8", "surrogateescape")[:100]',
     ),
-    Bug("PAX names are not read", "pipelines/sources/tars.py", 'found.get(b"path", b"")', 'found.get(b"name", b"")'),
+    Bug(
+        "PAX names are not read",
+        "pipelines/sources/tar_members.py",
+        'found.get(b"path", b"")',
+        'found.get(b"name", b"")',
+    ),
     Bug(
         "a tar ends at its first zero block, whatever follows",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/tar_members.py",
         "            _check_end(file, start, where, last)\n",
         "",
     ),
@@ -168,43 +173,43 @@ BUGS = [
     ),
     Bug(
         "a sample without a label takes the one before it",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/webdataset_tars.py",
         "last, sample = key, {}",
         'last, sample = key, {e: at for e, at in sample.items() if e == "cls"}',
     ),
     Bug(
         "the last sample of a tar is lost",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/webdataset_tars.py",
         "            items += self._images(file, tar, last, sample, tally)\n        return",
         "        return",
     ),
     Bug(
         "of a sample's images one is taken",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/webdataset_tars.py",
         "in tally.over(images):",
         "in tally.over(images[:1]):",
     ),
     Bug(
         "upper-case labels are none",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/webdataset_tars.py",
         "found = [ending for ending in sample if ending.lower() == self._label_ending]",
         "found = [ending for ending in sample if ending == self._label_ending]",
     ),
     Bug(
         "a run of pieces goes on in another file",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/tar_members.py",
         "near = item.place == before.place and 0 <= gap <= 64 << 10",
         "near = 0 <= gap <= 64 << 10",
     ),
     Bug(
         "a run of pieces goes back",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/tar_members.py",
         "near = item.place == before.place and 0 <= gap <= 64 << 10",
         "near = item.place == before.place and gap <= 64 << 10",
     ),
     Bug(
         "pieces after a gap are shifted",
-        "pipelines/sources/tars.py",
+        "pipelines/sources/tar_members.py",
         "return [data[item.offset - start : item.offset - start + item.size] for item in run]",
         "return [data[(at := sum(i.size for i in run[:n])) : at + item.size] for n, item in enumerate(run)]",
     ),
@@ -291,7 +296,7 @@ BUGS = [
     ),
     Bug(
         "images without a label are taken",
-        "jobs/ingestion/worker.py",
+        "pipelines/ingest/preparation.py",
         'if identity["classes"] and label is None:',
         'if identity["classes"] and label == "":',
     ),
@@ -386,14 +391,14 @@ BUGS = [
     ),
     Bug(
         "a file is published while it is written",
-        "pipelines/storage/folder.py",
-        "        temporary = _write_temporary(target, data)\n        try:\n            os.replace(temporary, target)",
-        "        target.parent.mkdir(parents=True, exist_ok=True)\n        temporary = target\n"
-        "        try:\n            target.write_bytes(data)",
+        "pipelines/storage/local.py",
+        "    temporary = _write_temporary(target, data)\n    try:\n        os.replace(temporary, target)",
+        "    target.parent.mkdir(parents=True, exist_ok=True)\n    temporary = target\n"
+        "    try:\n        target.write_bytes(data)",
     ),
     Bug(
         "a claim takes another's place",
-        "pipelines/storage/folder.py",
+        "pipelines/storage/local.py",
         "os.link(temporary, target)",
         "os.replace(temporary, target)",
     ),
@@ -581,7 +586,7 @@ BUGS = [
     # Range reads
     Bug(
         "a file ends a byte early",
-        "pipelines/storage/folder.py",
+        "pipelines/storage/object_store.py",
         "io.SEEK_END: self._size}",
         "io.SEEK_END: self._size - 1}",
     ),
@@ -630,7 +635,7 @@ def test_the_properties_hold_for_twenty_times_as_many_examples_too(tests: str) -
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
 def test_a_bug_that_is_put_in_is_found(bug: Bug, tmp_path: Path) -> None:
     put_in(bug, tmp_path)
-    of_sources = bug.file.startswith(("pipelines/sources/", "pipelines/catalogue", "jobs/"))
+    of_sources = bug.file.startswith(("pipelines/sources/", "pipelines/ingest/", "jobs/"))
     done = run(tmp_path, "first", *(PROPERTIES if of_sources else reversed(PROPERTIES)))  # who shall find it first
     assert "error" not in done.stdout.splitlines()[-1], (
         done.stdout

@@ -30,7 +30,7 @@ from pipelines.images import ImageError
 from pipelines.ingest import duplicates
 from pipelines.loading import loader, order
 from pipelines.sources.base import Item
-from pipelines.sources.tars import read_pieces
+from pipelines.sources.tar_members import read_pieces
 from pipelines.storage.folder import Folder, StorageError
 from tests.pipelines.sources.pictures import SealedPile, commit, examples, make, pixels, png, scratch, sealed_piles
 
