@@ -39,6 +39,7 @@ from jobs.command import model_store
 from jobs.generation.worker import GenerateShard, fingerprint
 from pipelines import images
 from pipelines.dataset import manifest, shards, writer
+from pipelines.dataset.identity import from_json
 from pipelines.dataset.shards import Sample
 from pipelines.storage.folder import Folder
 
@@ -73,7 +74,7 @@ class Bench:
     def _claimed(self, count: int) -> Folder:
         """A fresh dataset, claimed and with its model."""
         folder, config = Folder(str(self._fresh())), self.model.config
-        identity = {
+        fields = {
             "producer": "generate",
             "model": self.digest,
             "seed_start": 0,
@@ -87,7 +88,7 @@ class Bench:
             "batch": BATCH,
             "arithmetic": fingerprint(self.chosen),
         }
-        writer.claim(folder, identity, {})
+        writer.claim(folder, from_json(fields), {})
         model_store.store_files(model_store.read(self.source).files, folder / model_store.IN_DATASET)
         return folder
 

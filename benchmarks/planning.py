@@ -23,6 +23,7 @@ import numpy as np
 from jobs.cluster import actor_pool, connection
 from pipelines import images
 from pipelines.dataset import card, layout, reader, writer
+from pipelines.dataset.identity import Identity, from_json
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.manifest import part_name, tar_name
 from pipelines.dataset.shards import Sample
@@ -38,15 +39,18 @@ class Nothing:
         return {}
 
 
-def identity(num_shards: int) -> dict[str, Any]:
-    return {
+def identity(num_shards: int) -> Identity:
+    fields = {
         "producer": "generate",
         "count": num_shards,
         "shard_size": 1,
         "image_size": 28,
         "channels": 1,
         "classes": None,
+        "image": {"format": "png"},
+        "arithmetic": {},
     }
+    return from_json(fields)
 
 
 def simulate(place: Path, num_shards: int) -> Folder:

@@ -80,8 +80,8 @@ class ScoreShard:
     def __init__(self, url: str, holdout: str, chosen: Arithmetic) -> None:
         folder, self.holdout = Folder(url), Folder(holdout)
         index, self.real = reader.open_sealed(folder), reader.open_sealed(self.holdout)
-        model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity["model"])
-        self.sampler = Sampler(model, chosen, index.identity["batch"])
+        model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity.model)
+        self.sampler = Sampler(model, chosen, index.identity.batch)
 
     def __call__(self, shard: int) -> dict[str, Any]:
         logits: list[float] = []
@@ -94,7 +94,7 @@ class ScoreShard:
 def main(settings: CurateSettings) -> None:
     folder = Folder(settings.dataset)
     index = reader.open_sealed(folder)
-    if index.identity["producer"] != "generate":
+    if index.identity.producer != "generate":
         raise UsageError(f"--dataset {folder}: it was ingested and has no scores; only generated images can be chosen")
     if index.samples > MAX_SELECTED:
         raise UsageError(f"--dataset {folder}: {index.samples:,} images; a selection can be of {MAX_SELECTED:,}")
@@ -181,7 +181,7 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
     if index.classes and real.classes != index.classes:
         names = [", ".join(one.classes or ["none"])[:60] for one in (real, index)]
         raise UsageError(f"--holdout {holdout} has the classes {names[0]}, but --dataset {folder} has {names[1]}")
-    model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity["model"])
+    model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity.model)
     trained_on = model.provenance.get("data") == real.root
     if trained_on:
         print(
@@ -190,7 +190,7 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
             flush=True,
         )
     pool = connection.connect(settings.workers, settings.device, verbose=settings.verbose, wait_s=settings.wait_s)
-    wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"  # as the synthetic ones were
+    wanted = "bf16" if index.identity.arithmetic["dtype"] == "bfloat16" else "fp32"  # as the synthetic ones were
     chosen, here = connection.probe(pool, wanted)
     logit_N = _score(folder, holdout, real, settings.images, chosen, pool)
     about = {"real": {"root": real.root, "images": len(logit_N), "trained_on": trained_on}, "scored_by": here}

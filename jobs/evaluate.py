@@ -226,8 +226,8 @@ def _protocol(
             "root": index.root,
             "images": index.samples,
             "drawn": min(index.samples, settings.images),
-            "producer": index.identity["producer"],
-            "split": reader.read_claim(folders[role])["settings"].get("split"),
+            "producer": index.identity.producer,
+            "split": reader.read_claim(folders[role]).settings.get("split"),
             "shape": list(index.image_shape),
         }
     if settings.selection:

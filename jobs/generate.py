@@ -6,7 +6,6 @@ if __name__ == "__main__":
 
     signals.arm()
 
-from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -26,6 +25,7 @@ from jobs.generation.class_policy import parse_classes
 from jobs.generation.worker import GenerateShard, ScoreHistogram, fingerprint
 from pipelines import images
 from pipelines.dataset import layout, reader, writer
+from pipelines.dataset.identity import Cycle, GenerateIdentity, ImageFormat, Weights
 from pipelines.dataset.labels import labels_of
 from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.shards import CorruptError
@@ -70,7 +70,7 @@ def main(settings: GenerateSettings) -> None:
         )
     opened = model_store.open_model(Folder(settings.model))
     config, classes = opened.model.config, opened.model.classes
-    writer.check_size({**asdict(config), "count": settings.count, "shard_size": settings.shard_size})
+    writer.check_size(settings.count, settings.shard_size, config.image_size, config.channels)
     labels = parse_classes(settings.classes, classes)
     if settings.dry_run:
         return _print_plan(settings, opened, labels)
@@ -78,20 +78,20 @@ def main(settings: GenerateSettings) -> None:
         settings.workers, settings.device, settings.gpus_per_worker, settings.verbose, settings.wait_s
     )
     chosen, here = connection.probe(pool, settings.precision, fingerprint)
-    identity = {
-        "producer": "generate",
-        "model": opened.digest,
-        "seed_start": settings.seed_start,
-        "count": settings.count,
-        "shard_size": settings.shard_size,
-        "image": _image(settings),
-        "image_size": config.image_size,
-        "channels": config.channels,
-        "classes": classes,
-        "labels": labels,
-        "batch": settings.batch_size,
-        "arithmetic": here,
-    }
+    identity = GenerateIdentity(
+        producer="generate",
+        model=opened.digest,
+        seed_start=settings.seed_start,
+        count=settings.count,
+        shard_size=settings.shard_size,
+        image=_image(settings),
+        image_size=config.image_size,
+        channels=config.channels,
+        classes=classes,
+        labels=labels,
+        batch=settings.batch_size,
+        arithmetic=here,
+    )
     output = Folder(settings.output)
     _claim(output, identity, settings.stored(), opened)
     print(
@@ -128,7 +128,7 @@ def _print_result(output: Folder, result: ShardJobResult, scores: ScoreHistogram
     print(f"generate: next: jobs/verify.py --dataset {output} --regenerate 64")
 
 
-def _claim(output: Folder, identity: dict[str, Any], stored: dict[str, Any], opened: OpenedModel) -> None:
+def _claim(output: Folder, identity: GenerateIdentity, stored: dict[str, Any], opened: OpenedModel) -> None:
     """Claim the output, and copy the model into it; an interrupted start may have copied a part.
 
     Raises: DatasetError if the output has another identity, or holds another model without a claim.
@@ -150,10 +150,10 @@ def _another_model(output: Folder, opened: OpenedModel) -> DatasetError | None:
     A run that continues to train may have a new best model since the dataset was claimed.
     """
     try:
-        claimed = reader.read_claim(output)["identity"].get("model")
+        claimed = reader.read_claim(output).identity.model
     except (DatasetError, CorruptError):
         return None
-    if claimed in (None, opened.digest):
+    if claimed in ("", opened.digest):
         return None
     problem = f'{output}: claimed with model = "{claimed}", this run has "{opened.digest}"'
     try:
@@ -167,18 +167,19 @@ def _another_model(output: Folder, opened: OpenedModel) -> DatasetError | None:
     )
 
 
-def _image(settings: GenerateSettings) -> dict[str, Any]:
-    lossy = {} if settings.image_format == "png" else {"quality": settings.quality}
-    return {"format": settings.image_format, **lossy}
+def _image(settings: GenerateSettings) -> ImageFormat:
+    if settings.image_format == "png":
+        return ImageFormat(format="png")
+    return ImageFormat(format=settings.image_format, quality=settings.quality)
 
 
-def _print_plan(settings: GenerateSettings, opened: OpenedModel, labels: dict[str, Any] | None) -> None:
+def _print_plan(settings: GenerateSettings, opened: OpenedModel, labels: Cycle | Weights | None) -> None:
     """Print the plan. The size is an estimate from 64 images that are made here and discarded."""
     chosen = numerics.choose("fp32", "cpu")
-    cycle = labels_of({"labels": labels}, range(64))
+    cycle = labels_of(labels, range(64))
     made = Sampler(opened.model, chosen, 64).sample(range(settings.seed_start, settings.seed_start + 64), cycle)
     image = _image(settings)
-    sizes = [len(images.encode(one, image["format"], image.get("quality", 0))) for one in made.images_NHWC]
+    sizes = [len(images.encode(one, image.format, image.quality)) for one in made.images_NHWC]
     blocks = sum(-(-size // 512) + 1 for size in sizes) / len(sizes) + (2 if labels else 0)
     shards = -(-settings.count // settings.shard_size)
     print(f"generate: would make {settings.count:,} images with model {opened.digest[:12]} of {opened.folder}")

@@ -32,6 +32,7 @@ from jobs.ingestion.rejects import check_allowance, check_rejects, count_by_reas
 from jobs.ingestion.worker import IngestShard
 from pipelines import images
 from pipelines.dataset import layout, writer
+from pipelines.dataset.identity import Dedupe, Holdout, ImageFormat, IngestIdentity, Limits
 from pipelines.ingest import catalogue, duplicates
 from pipelines.ingest.catalogue import Catalogue
 from pipelines.ingest.relabel import Relabelling
@@ -155,10 +156,10 @@ def _make(
 ) -> None:
     """Claim, compare if asked, ingest and seal: the dataset, and the holdout after it."""
     parts = _claim(settings, source, relabel, kept, held)
-    size, channels, classes = (parts[0][1][name] for name in ("image_size", "channels", "classes"))
+    first = parts[0][1]
     print(
         f"ingest: {' and '.join(f'{len(part):,}' for _, _, part in parts)} images ({origin.kind}), "
-        f"{len(classes or []) or 'no'} classes, to {size}x{size}x{channels} in "
+        f"{len(first.classes or []) or 'no'} classes, to {first.image_size}x{first.image_size}x{first.channels} in "
         f"{' and '.join(f'{layout.num_shards(identity):,}' for _, identity, _ in parts)} shards",
         flush=True,
     )
@@ -196,15 +197,13 @@ def _claim(
                 f"--holdout {settings.holdout}: with so few images one of the two datasets is empty; use another share"
             )
         folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
-        writer.check_size(identity)
+        writer.check_size(identity.count, identity.shard_size, identity.image_size, identity.channels)
         writer.claim(folder, identity, settings.stored(), {"listing": listing})
         parts.append((folder, identity, part))
     return parts
 
 
-def _ingest_part(
-    settings: IngestSettings, origin: Origin, folder: Folder, identity: Mapping[str, Any], pool: Pool
-) -> int:
+def _ingest_part(settings: IngestSettings, origin: Origin, folder: Folder, identity: IngestIdentity, pool: Pool) -> int:
     """Make one dataset, and print what it holds. Returns the number of its images."""
     job = ShardJob(
         command="ingest",
@@ -212,7 +211,7 @@ def _ingest_part(
         identity=identity,
         worker=IngestShard,
         arguments={"output": folder.url, "origin": origin},
-        check=lambda rejects: check_rejects(rejects, settings.max_rejects, folder, identity["count"]),
+        check=lambda rejects: check_rejects(rejects, settings.max_rejects, folder, identity.count),
     )
     result = run_shard_job(job, pool)
     index = result.index
@@ -225,39 +224,40 @@ def _ingest_part(
 
 def _identity(
     settings: IngestSettings, source: Source, relabel: Mapping[str, str | None], part: Catalogue, kept: Catalogue
-) -> dict[str, Any]:
+) -> IngestIdentity:
     """All that decides the dataset's bytes."""
     size, channels = _shape(settings, source)
-    dedupe: dict[str, Any] | None = None
+    dedupe = None
     if settings.dedupe != "none":
-        dedupe = {"mode": settings.dedupe, "against": None if part is kept else kept.digest}
-        if settings.dedupe == "near":
-            dedupe |= {"bits": duplicates.NEAR_BITS, "levels": duplicates.NEAR_LEVELS}
-    holdout = {"share": settings.holdout, "part": "kept" if part is kept else "held out"} if settings.holdout else None
-    reader = {"reader": source.revision} if source.revision > 1 else {}
-    return {
-        **reader,
-        "producer": "ingest",
-        "source": part.digest,
-        "count": len(part),
-        "shard_size": settings.shard_size,
-        "seed": settings.seed,
-        "image": {"format": "png", "resize": settings.resize, "background": list(images.colour(settings.background))},
-        "image_size": size,
-        "channels": channels,
-        "classes": part.classes,
-        "relabel": dict(relabel) or None,
-        "dedupe": dedupe,
-        "holdout": holdout,
-        "limits": {"bytes": settings.max_image_bytes, "pixels": settings.max_image_pixels},
-        "arithmetic": {
+        near = {"bits": duplicates.NEAR_BITS, "levels": duplicates.NEAR_LEVELS} if settings.dedupe == "near" else {}
+        dedupe = Dedupe(mode=settings.dedupe, against=None if part is kept else kept.digest, **near)
+    holdout = None
+    if settings.holdout:
+        holdout = Holdout(share=settings.holdout, part="kept" if part is kept else "held out")
+    revision: dict[str, Any] = {"reader": source.revision} if source.revision > 1 else {}
+    return IngestIdentity(
+        producer="ingest",
+        source=part.digest,
+        count=len(part),
+        shard_size=settings.shard_size,
+        seed=settings.seed,
+        image=ImageFormat(format="png", resize=settings.resize, background=images.colour(settings.background)),
+        image_size=size,
+        channels=channels,
+        classes=part.classes,
+        relabel=dict(relabel) or None,
+        dedupe=dedupe,
+        holdout=holdout,
+        limits=Limits(bytes=settings.max_image_bytes, pixels=settings.max_image_pixels),
+        arithmetic={
             "numpy": np.__version__,
             "opencv": cv2.__version__,
             "pillow": PIL.__version__,
             "jpeg": str(PIL.features.version("jpg")),
             "pyarrow": pyarrow.__version__,
         },
-    }
+        **revision,
+    )
 
 
 def _shape(settings: IngestSettings, source: Source) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class VerifySettings(ClusterSettings):
 def main(settings: VerifySettings) -> None:
     folder = Folder(settings.dataset)
     index = reader.open_sealed(folder)
-    synthetic = index.identity["producer"] == "generate"
+    synthetic = index.identity.producer == "generate"
     if settings.regenerate and not synthetic:
         raise UsageError(
             f"--regenerate {settings.regenerate}: {folder} was ingested; only generated images can be made again"
@@ -71,7 +71,7 @@ def main(settings: VerifySettings) -> None:
     )
     chosen = None
     if settings.regenerate:
-        wanted = "bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32"
+        wanted = "bf16" if index.identity.arithmetic["dtype"] == "bfloat16" else "fp32"
         chosen, _ = connection.probe(pool, wanted)
     arguments = {"url": folder.url, "regenerate": settings.regenerate, "chosen": chosen, "how": how}
     results = _check_shards(folder, index, arguments, pool)

@@ -26,6 +26,7 @@ import pytest
 
 from pipelines import images
 from pipelines.dataset import claim, manifest, reader, shards
+from pipelines.dataset.identity import from_json
 from pipelines.dataset.layout import DatasetError, Index
 from pipelines.dataset.manifest import PartError, ShardRecord
 from pipelines.dataset.shards import CorruptError, Sample, ShardError
@@ -60,11 +61,11 @@ def make(folder: Folder, tar: bytes = PACKED.data, part: bytes | None = None, sa
     folder.write(record.part, part)
     claimed = claim.encode(IDENTITY, {})
     folder.write("dataset.json", claimed)
-    write_seal(folder, Index(IDENTITY, (record,), {"dataset.json": hashlib.sha256(claimed).hexdigest()}, ""))
+    write_seal(folder, Index(from_json(IDENTITY), (record,), {"dataset.json": hashlib.sha256(claimed).hexdigest()}, ""))
 
 
 def write_seal(folder: Folder, index: Index) -> None:
-    folder.write("index.json", claim.canonical(reader._seal_json(index)) + b"\n")
+    folder.write("index.json", claim.canonical(reader.seal_json(index)) + b"\n")
 
 
 def verify(folder: Folder) -> int:

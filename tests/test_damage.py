@@ -42,6 +42,7 @@ from jobs.training.recorder import first_images
 from jobs.verification.worker import VerifyShard
 from pipelines import images
 from pipelines.dataset import layout, reader, selection, writer
+from pipelines.dataset.identity import Identity, from_json
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.manifest import ShardRecord
 from pipelines.dataset.shards import CorruptError
@@ -171,11 +172,12 @@ def make(place: Path, settings: generate.GenerateSettings, shards: int = SHARDS)
     return _content(place / settings.output)
 
 
-def _identity(card: bytes, settings: generate.GenerateSettings) -> dict[str, Any]:
+def _identity(card: bytes, settings: generate.GenerateSettings) -> Identity:
     """As main() has it once Ray is there."""
     parsed = model_files.read_card(card)
     config = model_files.config_of(parsed)
-    return {
+    policy = class_policy.parse_classes("balanced", parsed["classes"])
+    fields = {
         "producer": "generate",
         "model": model_files.digest(card),
         **{name: getattr(settings, name) for name in ("seed_start", "count", "shard_size")},
@@ -183,10 +185,11 @@ def _identity(card: bytes, settings: generate.GenerateSettings) -> dict[str, Any
         "image_size": config.image_size,
         "channels": config.channels,
         "classes": parsed["classes"],
-        "labels": class_policy.parse_classes("balanced", parsed["classes"]),
+        "labels": policy and policy.model_dump(),
         "batch": settings.batch_size,
         "arithmetic": fingerprint(CPU),
     }
+    return from_json(fields)
 
 
 def _finish(
@@ -197,7 +200,7 @@ def _finish(
     files: Sequence[str] = (),
 ) -> None:
     """Do the first shards that are missing and leave a journal of them; seal, as produce() does, if that were all."""
-    identity = reader.read_claim(folder)["identity"]
+    identity = reader.read_claim(folder).identity
     if missing := writer.missing(folder, SHARDS)[:shards]:
         journal = Journal(folder, identity)
         for shard in missing:
@@ -608,7 +611,7 @@ def test_codes_of_an_earlier_start_are_used_as_they_were_written(damage: str, wo
     folder, choice = Folder(given.output), Choice(max_bytes=given.max_image_bytes)
     origin = registry.Origin(given.source, "images", choice)
     drawn = publish(place, folder, given.source, choice)
-    parts = [(folder, reader.read_claim(folder)["identity"], drawn)]
+    parts = [(folder, reader.read_claim(folder).identity, drawn)]
     for shard in range(SHARDS):
         CodeShard(folder.url, origin)(shard)
 

@@ -187,7 +187,7 @@ def half_a_seal(folder: Path) -> None:
 def a_journal_that_knows_more(folder: Path) -> None:
     """The journal has a shard whose part is gone, and one of another size."""
     records = [reader.read_part(Folder(str(folder)), shard)[1] for shard in range(5)]
-    identity = reader.read_claim(Folder(str(folder)))["identity"]
+    identity = reader.read_claim(Folder(str(folder))).identity
     journal = Journal(Folder(str(folder)), identity)
     for record in records:
         journal.add(record, has_rejects=False)
@@ -196,7 +196,7 @@ def a_journal_that_knows_more(folder: Path) -> None:
     written = folder / "journal" / "000000.json"
     entries = json.loads(written.read_bytes())["records"]
     entries[1] = {**entries[1], "part_bytes": 1, "sha256": "0" * 64}
-    digest = hashlib.sha256(claim.canonical([identity, entries])).hexdigest()
+    digest = hashlib.sha256(claim.canonical([identity.to_json(), entries])).hexdigest()
     written.write_bytes(claim.canonical({"records": entries, "sha256": digest}))
 
 

@@ -14,6 +14,7 @@ from jobs.command.errors import LostWorkError, UsageError
 from jobs.command.progress import Progress
 from pipelines.dataset import card, layout, manifest, reader, writer
 from pipelines.dataset.claim import canonical
+from pipelines.dataset.identity import Identity
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import Reject, ShardRecord
@@ -26,7 +27,7 @@ class ShardJob:
 
     command: str
     folder: Folder
-    identity: Mapping[str, Any]
+    identity: Identity
     worker: type[ShardWorker]
     arguments: Mapping[str, Any]
     """The worker's constructor arguments."""
@@ -102,9 +103,11 @@ def run_shard_job(job: ShardJob, pool: Pool) -> ShardJobResult:
     return ShardJobResult(index, done.rejects, done.samples, done.seconds)
 
 
-def is_sealed(folder: Folder, identity: Mapping[str, Any]) -> bool:
+def is_sealed(folder: Folder, identity: Identity) -> bool:
     """Whether a dataset of this identity is sealed: another run of the same command may have been quicker."""
-    return layout.SEAL in folder.list() and canonical(reader.open_sealed(folder).identity) == canonical(identity)
+    if layout.SEAL not in folder.list():
+        return False
+    return canonical(reader.open_sealed(folder).identity.to_json()) == canonical(identity.to_json())
 
 
 def lost_shards(folder: Folder, undone: list[int], failed: list[ShardOutcome], lost: str) -> str:
@@ -138,7 +141,7 @@ def _already_sealed(job: ShardJob) -> ShardJobResult:
 
 def _commit(job: ShardJob, missing: list[int], todo: list[int], pool: Pool, journal: Journal) -> _Committed:
     """Run the worker over the shards of `todo`, and show the progress of the whole dataset."""
-    done, count = _Committed(), int(job.identity["count"])
+    done, count = _Committed(), job.identity.count
     before = count - sum(len(layout.shard_range(job.identity, shard)) for shard in missing)
     labels = {"command": job.command}
     with Progress(job.command, count, "images", done=before) as progress:

@@ -38,7 +38,7 @@ class Images:
             "root": self.index.root,
             "images": self.index.samples,
             "drawn": len(self),
-            "split": reader.read_claim(self.folder)["settings"].get("split"),
+            "split": reader.read_claim(self.folder).settings.get("split"),
         }
 
 

@@ -1,12 +1,11 @@
 """Parse the label policy of `--classes`."""
 
-from typing import Any
-
 from jobs.command.errors import UsageError
+from pipelines.dataset.identity import Cycle, Weights
 
 
-def parse_classes(text: str, names: list[str] | None) -> dict[str, Any] | None:
-    """The label policy: {"cycle": [...]} or {"weights": [[label, weight], ...]}; None for a model without classes.
+def parse_classes(text: str, names: list[str] | None) -> Cycle | Weights | None:
+    """The label policy; None for a model without classes.
 
     Raises: UsageError for a class that the model does not have, or a weight that is not above 0.
     """
@@ -15,15 +14,15 @@ def parse_classes(text: str, names: list[str] | None) -> dict[str, Any] | None:
             raise UsageError(f"--classes {text}: the model has no classes; leave --classes out")
         return None
     if text == "balanced":
-        return {"cycle": list(range(len(names)))}
+        return Cycle(cycle=list(range(len(names))))
     numbers = {str(number): number for number in range(len(names))} | {name: i for i, name in enumerate(names)}
     words = [word.strip().rpartition(":") if ":" in text else (word.strip(), "", "") for word in text.split(",")]
     for name, _, _ in words:
         if name not in numbers:
             raise UsageError(f"--classes {text}: no class {name!r}; the model has 0 to {len(names) - 1}")
     if ":" not in text:
-        return {"cycle": [numbers[name] for name, _, _ in words]}
-    return {"weights": [[numbers[name], _weight(text, weight)] for name, _, weight in words]}
+        return Cycle(cycle=[numbers[name] for name, _, _ in words])
+    return Weights(weights=[(numbers[name], _weight(text, weight)) for name, _, weight in words])
 
 
 def _weight(text: str, weight: str) -> float:

@@ -23,28 +23,28 @@ class GenerateShard:
 
     def __init__(self, output: str, chosen: Arithmetic) -> None:
         self.folder = Folder(output)
-        self.identity = reader.read_claim(self.folder)["identity"]
+        self.identity = reader.read_claim(self.folder).identity
         here = fingerprint(chosen)
-        if here != self.identity["arithmetic"]:
+        if here != self.identity.arithmetic:
             raise RuntimeError(
-                f"this worker computes as {here}, the dataset was claimed for {self.identity['arithmetic']}"
+                f"this worker computes as {here}, the dataset was claimed for {self.identity.arithmetic}"
             )
-        model = model_store.load_copy(self.folder / model_store.IN_DATASET, self.identity["model"])
-        self.sampler = Sampler(model, chosen, self.identity["batch"])
+        model = model_store.load_copy(self.folder / model_store.IN_DATASET, self.identity.model)
+        self.sampler = Sampler(model, chosen, self.identity.batch)
         self.encoder = ThreadPoolExecutor(1, "encoder")
 
     def __call__(self, shard: int) -> dict[str, Any]:
         indices = layout.shard_range(self.identity, shard)
-        seed_start = self.identity["seed_start"]
+        seed_start = self.identity.seed_start
         seeds = range(seed_start + indices.start, seed_start + indices.stop)
-        labels = labels_of(self.identity, indices)
+        labels = labels_of(self.identity.labels, indices)
         logits, pending = [], []
         for batch in self.sampler.batches(seeds, labels):
             pending.append(self.encoder.submit(self.encode, batch.images_NHWC))  # while the next batch computes
             logits.append(batch.logits_N)
         encoded = [image for future in pending for image in future.result()]
         logits_N = np.concatenate(logits)
-        if self.identity["image"]["format"] != "png":
+        if self.identity.image.format != "png":
             logits_N = self.score_again(encoded, labels)
         samples = (
             Sample(index, image, None if labels is None else int(labels[n]))
@@ -52,17 +52,17 @@ class GenerateShard:
         )
         scores_N = manifest.sigmoid(logits_N)
         extra = {"seed": np.arange(seeds.start, seeds.stop), "logit": logits_N, "score": scores_N}
-        extension = images.EXTENSIONS[self.identity["image"]["format"]]
+        extension = images.EXTENSIONS[self.identity.image.format]
         record = writer.commit(self.folder, shard, "generate", samples, extra, extension=extension)
         return {**shard_job.shard_result(record), "scores": ScoreHistogram.count(scores_N)}
 
     def encode(self, images_NHWC: np.ndarray) -> list[bytes]:
-        image = self.identity["image"]
-        return [images.encode(image_HWC, image["format"], image.get("quality", 0)) for image_HWC in images_NHWC]
+        image = self.identity.image
+        return [images.encode(image_HWC, image.format, image.quality) for image_HWC in images_NHWC]
 
     def score_again(self, encoded: list[bytes], labels: np.ndarray | None) -> np.ndarray:
         """The logits of the images after lossy compression, so that a score can be computed from the file alone."""
-        channels = self.identity["channels"]
+        channels = self.identity.channels
         return self.sampler.score(np.stack([images.decode(data, channels) for data in encoded]), labels)
 
 

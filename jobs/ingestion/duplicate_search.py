@@ -1,8 +1,7 @@
 """Find duplicates before an ingest: workers compute a code of every image, and the driver compares the codes."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +15,13 @@ from jobs.command.errors import LostWorkError
 from jobs.command.progress import Progress
 from jobs.ingestion.worker import CODES, FOUND, CodeShard, write_table
 from pipelines.dataset import checked_file, layout, writer
+from pipelines.dataset.identity import IngestIdentity
 from pipelines.ingest import catalogue, duplicates
 from pipelines.ingest.catalogue import Catalogue
 from pipelines.sources.registry import Origin
 from pipelines.storage.folder import Folder, MissingError
 
-DatasetInProgress = tuple[Folder, Mapping[str, Any], Catalogue]  # its folder, identity and catalogue
+DatasetInProgress = tuple[Folder, IngestIdentity, Catalogue]  # its folder, identity and catalogue
 
 
 def find_duplicates(parts: Sequence[DatasetInProgress], origin: Origin, pool: Pool) -> None:
@@ -53,7 +53,9 @@ def _find_duplicates(parts: Sequence[DatasetInProgress], origin: Origin, pool: P
                 yield from table["code"].to_pylist()
 
     found: list[dict[int, tuple[int, int]]] = [{} for _ in parts]
-    for number, kept in duplicates.find(codes(), parts[0][1]["dedupe"]["mode"]).items():
+    dedupe = parts[0][1].dedupe
+    assert dedupe is not None, "asked for"
+    for number, kept in duplicates.find(codes(), dedupe.mode).items():
         part, index = places[number]
         found[part][index] = places[kept]
     for (folder, _, _), its in zip(parts, found, strict=True):
@@ -67,16 +69,16 @@ def discard_scratch(folder: Folder) -> None:
         writer.discard(folder, name)
 
 
-def _make_codes(folder: Folder, identity: Mapping[str, Any], origin: Origin, pool: Pool) -> None:
+def _make_codes(folder: Folder, identity: IngestIdentity, origin: Origin, pool: Pool) -> None:
     existing = folder.list(CODES)
     todo = [shard for shard in range(layout.num_shards(identity)) if f"{shard:06d}.parquet" not in existing]
     failed: list[ShardOutcome] = []
     lost = ""
-    done = int(identity["count"]) - sum(len(layout.shard_range(identity, shard)) for shard in todo)
+    done = identity.count - sum(len(layout.shard_range(identity, shard)) for shard in todo)
     undone = set(todo)
     with (
         report_sudden_end(f"ingest: error: {shard_job.sudden_end(folder, len(todo))}"),
-        Progress("ingest", int(identity["count"]), "images compared", done=done) as progress,
+        Progress("ingest", identity.count, "images compared", done=done) as progress,
     ):
         try:
             for outcome in map_shards(CodeShard, {"output": folder.url, "origin": origin}, todo, pool):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from jobs.cluster import shard_job
 from pipelines import images
 from pipelines.dataset import checked_file, layout, reader, writer
+from pipelines.dataset.identity import IngestIdentity
 from pipelines.dataset.manifest import Reject
 from pipelines.dataset.shards import CorruptError, Sample
 from pipelines.images import ImageError, LimitError, Pixels
@@ -26,9 +27,11 @@ class IngestWorker:
 
     def __init__(self, output: str, origin: Origin) -> None:
         self.folder, self.url = Folder(output), origin.url
-        self.identity = reader.read_claim(self.folder)["identity"]
+        identity = reader.read_claim(self.folder).identity
+        assert isinstance(identity, IngestIdentity)
+        self.identity = identity
         self.source = open_source(origin.url, origin.kind, origin.choice)
-        self.catalogue = catalogue.Reader(self.folder, self.identity["source"], self.identity["shard_size"])
+        self.catalogue = catalogue.Reader(self.folder, self.identity.source, self.identity.shard_size)
 
     def images(self, shard: int) -> Iterator[tuple[int, str, int | None, Pixels | ImageError]]:
         """For each item of a shard: index, source, label, and the image as the dataset holds it or the error."""
@@ -51,11 +54,12 @@ class IngestShard(IngestWorker):
 
     def __init__(self, output: str, origin: Origin) -> None:
         super().__init__(output, origin)
-        self.kept = _read_found(self.folder) if self.identity["dedupe"] else {}
+        self.kept = _read_found(self.folder) if self.identity.dedupe else {}
 
     def __call__(self, shard: int) -> dict[str, Any]:
         samples, rejects, names = [], [], []
-        kind = "near duplicate" if self.kept and self.identity["dedupe"]["mode"] == "near" else "duplicate"
+        dedupe = self.identity.dedupe
+        kind = "near duplicate" if dedupe and dedupe.mode == "near" else "duplicate"
         for index, name, label, image in self.images(shard):
             if index in self.kept:
                 rejects.append(Reject(index, name, f"{kind}: of {self.kept[index]}"))
@@ -72,9 +76,10 @@ class CodeShard(IngestWorker):
     """Publishes the codes of one shard's images a call."""
 
     def __call__(self, shard: int) -> dict[str, Any]:
-        mode = self.identity["dedupe"]["mode"]
+        dedupe = self.identity.dedupe
+        assert dedupe is not None, "a code is asked for only then"
         codes = {
-            i: duplicates.code(image, mode)
+            i: duplicates.code(image, dedupe.mode)
             for i, _, _, image in self.images(shard)
             if not isinstance(image, ImageError)
         }

@@ -14,6 +14,7 @@ import PIL.features
 from jobs.command.errors import UsageError
 from pipelines import images
 from pipelines.dataset import layout, reader
+from pipelines.dataset.identity import Identity, IngestIdentity
 from pipelines.dataset.layout import DatasetError, Index
 from pipelines.dataset.manifest import Part
 from pipelines.dataset.shards import CorruptError
@@ -51,31 +52,35 @@ class SourceReading:
 def source_reading(folder: Folder, source: str) -> SourceReading:
     """The settings to read `source` by, from the dataset's claim. Raises UsageError, DatasetError, StorageError."""
     claimed = reader.read_claim(folder)
-    identity = claimed["identity"]
-    if identity["producer"] != "ingest":
+    identity = claimed.identity
+    if not isinstance(identity, IngestIdentity):
         raise UsageError(f"--against {source}: {folder} was generated and has no source; see --regenerate")
     if not source.startswith(registry.BUILT_IN):
         source = normalise(source)
     try:
-        settings = {name: claimed["settings"].get(name) for name in ("split", "base", "image_column", "label_column")}
-        kind, labels = claimed["settings"].get("kind", "auto"), claimed["settings"].get("labels", "auto")
-        holdout = identity["holdout"] or {"share": 0.0, "part": "kept"}
-        numbers = (identity["limits"]["bytes"], identity["seed"], holdout["share"])
-        texts = (kind, labels, holdout["part"], *filter(None, settings.values()))
+        settings = {name: claimed.settings.get(name) for name in ("split", "base", "image_column", "label_column")}
+        kind, labels = claimed.settings.get("kind", "auto"), claimed.settings.get("labels", "auto")
+        texts = (kind, labels, *filter(None, settings.values()))
         if kind not in ("auto", *registry.KINDS) or not all(isinstance(text, str) for text in texts):
             raise TypeError("settings of other types")
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise TypeError("an identity of other types")
-        relabel = dict(identity["relabel"] or {})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{folder}/{layout.CLAIM}: does not say how its source was read: {error!r}") from error
+        lacking = {"limits", "seed", "holdout", "relabel"} - identity.model_fields_set
+        if lacking or identity.limits is None:
+            raise ValueError(f"its identity has no {min(lacking, default='limits')}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DatasetError(f"{folder}/{layout.CLAIM}: does not say how its source was read: {error}") from error
     origin = Origin(
         source,
         registry.kind_of(source) if kind == "auto" else kind,
-        Choice(**settings, max_bytes=int(numbers[0])),
+        Choice(**settings, max_bytes=identity.limits.bytes),
     )
+    holdout = identity.holdout
     return SourceReading(
-        origin, relabel, labels == "auto", int(numbers[1]), float(numbers[2]), holdout["part"] != "kept"
+        origin,
+        identity.relabel or {},
+        labels == "auto",
+        identity.seed,
+        holdout.share if holdout else 0.0,
+        holdout is not None and holdout.part != "kept",
     )
 
 
@@ -118,6 +123,8 @@ class Comparison:
         self.folder, self.index, self.listing = folder, index, SourceListing(how)
         self.labelled = bool(index.classes or self.listing.classes)
         self.tolerance = tolerance(index.identity)
+        assert isinstance(index.identity, IngestIdentity), "as reading() found"
+        self.identity = index.identity
 
     def compare(self, shard: int) -> dict[str, Any]:
         """Compare every image of a shard with the source's. Each is read alone: this shows errors of batched reads."""
@@ -164,7 +171,7 @@ class Comparison:
         """An item's image as the dataset would hold it, or the reason why it is rejected."""
         try:
             [content] = self.listing.source.read([item])
-            image = preparation.prepare(content, item.label, self.index.identity)
+            image = preparation.prepare(content, item.label, self.identity)
         except (ImageError, SourceError, StorageError) as error:
             return None, str(error)
         return image, ""
@@ -195,10 +202,10 @@ def summarise(found: Iterable[Mapping[str, list[Any]]], samples: int, source: st
     )
 
 
-def tolerance(identity: Mapping[str, Any]) -> int:
+def tolerance(identity: Identity) -> int:
     """The allowed difference of a pixel: 0 if the libraries that decode and scale have the dataset's versions."""
     here = {"opencv": cv2.__version__, "pillow": PIL.__version__, "jpeg": str(PIL.features.version("jpg"))}
-    return 0 if all(identity["arithmetic"].get(name) == version for name, version in here.items()) else TOLERANCE
+    return 0 if all(identity.arithmetic.get(name) == version for name, version in here.items()) else TOLERANCE
 
 
 def _note(wrong: dict[str, list[Any]], kind: str, first: str) -> None:

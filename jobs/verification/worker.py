@@ -44,9 +44,9 @@ class Regenerator:
 
     def __init__(self, folder: Folder, index: Index, chosen: Arithmetic) -> None:
         self.folder, self.index = folder, index
-        model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity["model"])
-        self.sampler = Sampler(model, chosen, index.identity["batch"])
-        stored = index.identity["arithmetic"]
+        model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity.model)
+        self.sampler = Sampler(model, chosen, index.identity.batch)
+        stored = index.identity.arithmetic
         here = numerics.fingerprint(chosen)
         equal = all(stored.get(name) == here[name] for name in here)
         self.tolerance = 0 if equal else numerics.grey_tolerance(stored)
@@ -60,9 +60,9 @@ class Regenerator:
         exact = furthest = 0
         for row in rows:
             stored = images.decode(tar[row["offset"] : row["offset"] + row["size"]], channels)
-            labels = labels_of(self.index.identity, range(row["index"], row["index"] + 1))
+            labels = labels_of(self.index.identity.labels, range(row["index"], row["index"] + 1))
             where = f"{self.folder}/{record.tar}: sample {row['key']}"
-            if row["seed"] != self.index.identity["seed_start"] + row["index"]:
+            if row["seed"] != self.index.identity.seed_start + row["index"]:
                 raise CorruptError(f"{where}: its seed is {row['seed']}")
             if row["label"] != (None if labels is None else int(labels[0])):
                 raise CorruptError(f"{where}: its label is {row['label']}")
@@ -79,15 +79,15 @@ class Regenerator:
 
     def _difference(self, made: np.ndarray, stored: np.ndarray) -> int:
         """The largest difference of a pixel, in grey levels, after the made image was encoded as the dataset's are."""
-        image = self.index.identity["image"]
-        if image["format"] != "png":
-            made = images.decode(images.encode(made, image["format"], image["quality"]), made.shape[2])
+        image = self.index.identity.image
+        if image.format != "png":
+            made = images.decode(images.encode(made, image.format, image.quality), made.shape[2])
         return int(np.abs(made.astype(int) - stored.astype(int)).max())
 
     def compare_score(self, row: dict[str, Any], stored: np.ndarray, labels: np.ndarray | None, where: str) -> None:
         """Raises CorruptError if the logit or score of a row differs from the discriminator's for its image."""
         logit = self.sampler.score(stored[None], labels)
-        tolerance = numerics.logit_tolerance(self.index.identity["arithmetic"]) if self.tolerance else 0.0
+        tolerance = numerics.logit_tolerance(self.index.identity.arithmetic) if self.tolerance else 0.0
         score = manifest.sigmoid(logit)[0]
         # Not `> tolerance`: no comparison with NaN is true.
         if not (abs(float(logit[0]) - row["logit"]) <= tolerance and abs(float(score) - row["score"]) <= tolerance):

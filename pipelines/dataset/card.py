@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines import images
 from pipelines.dataset import manifest, reader, writer
+from pipelines.dataset.identity import Identity
 from pipelines.dataset.manifest import EXTRA, ShardRecord
 from pipelines.dataset.shards import CorruptError
 from pipelines.images import ImageError, Pixels
@@ -33,9 +34,9 @@ _MEANING = {
 _CROISSANT_TYPES = {"string": "sc:Text", "fixed_size_binary[32]": "sc:Text", "float": "sc:Float"}
 
 
-def files(folder: Folder, identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> dict[str, bytes]:
+def files(folder: Folder, identity: Identity, records: Mapping[int, ShardRecord]) -> dict[str, bytes]:
     """The card's three files by name. Reads the first shards' rows and a few images, each by a range read."""
-    preview = images.grid(_preview(folder, identity, records), scale=max(1, 64 // identity["image_size"]))
+    preview = images.grid(_preview(folder, identity, records), scale=max(1, 64 // identity.image_size))
     return {
         "preview.png": images.encode(preview),
         "README.md": _readme(identity, records).encode(),
@@ -43,16 +44,16 @@ def files(folder: Folder, identity: Mapping[str, Any], records: Mapping[int, Sha
     }
 
 
-def _preview(folder: Folder, identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> list[list[Pixels]]:
+def _preview(folder: Folder, identity: Identity, records: Mapping[int, ShardRecord]) -> list[list[Pixels]]:
     """The first images, a row a class where there are classes. Classes that the first shards lack are left out."""
-    classes = range(min(len(identity["classes"] or []), 3 * PREVIEW_ROWS))
+    classes = range(min(len(identity.classes or []), 3 * PREVIEW_ROWS))
     wanted: list[int | None] = list(classes) or [None]
     columns = PREVIEW_COLUMNS if classes else PREVIEW_COLUMNS * PREVIEW_ROWS
     found: dict[int | None, list[Pixels]] = {label: [] for label in wanted}
     for row in _first_rows(folder, records):
         row_images = found.get(row["label"])
         if row_images is not None and len(row_images) < columns:
-            row_images.append(_image(folder, row, identity["channels"]))
+            row_images.append(_image(folder, row, identity.channels))
         elif all(len(row_images) == columns for row_images in found.values()):
             break
     if not classes:
@@ -84,20 +85,20 @@ def _totals(records: Mapping[int, ShardRecord]) -> tuple[int, int]:
     return sum(record.samples for record in records.values()), sum(record.bytes for record in records.values())
 
 
-def _fields(identity: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(field.name, str(field.type)) for field in [*manifest.COLUMNS, *EXTRA[identity["producer"]]]]
+def _fields(identity: Identity) -> list[tuple[str, str]]:
+    return [(field.name, str(field.type)) for field in [*manifest.COLUMNS, *EXTRA[identity.producer]]]
 
 
-def _readme(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> str:
+def _readme(identity: Identity, records: Mapping[int, ShardRecord]) -> str:
     samples, size = _totals(records)
-    made = identity["producer"] == "generate"
-    shape = f"{identity['image_size']}x{identity['image_size']}x{identity['channels']}"
+    made = identity.producer == "generate"
+    shape = f"{identity.image_size}x{identity.image_size}x{identity.channels}"
     kind = "synthetic images, made by a DCGAN" if made else "images"
     lines = [
         "---",
         f"pretty_name: {samples:,} {kind}",
         "task_categories: [image-classification]"
-        if identity["classes"]
+        if identity.classes
         else "task_categories: [unconditional-image-generation]",
         "configs:",
         "- {config_name: default, data_files: shards/*.tar}",
@@ -110,8 +111,8 @@ def _readme(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> 
         "`manifest/`; every hash in `index.json`.",
         "",
     ]
-    if identity["classes"]:
-        lines += ["Classes: " + ", ".join(f"{i} = {name}" for i, name in enumerate(identity["classes"])), ""]
+    if identity.classes:
+        lines += ["Classes: " + ", ".join(f"{i} = {name}" for i, name in enumerate(identity.classes)), ""]
     lines += ["| column | type | meaning |", "|---|---|---|"]
     lines += [f"| `{name}` | {kind} | {_MEANING[name]} |" for name, kind in _fields(identity)]
     lines += [
@@ -121,7 +122,7 @@ def _readme(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> 
         "All that decides the bytes:",
         "",
         "```json",
-        json.dumps(identity, indent=1, sort_keys=True),
+        json.dumps(identity.to_json(), indent=1, sort_keys=True),
         "```",
         "",
     ]
@@ -134,7 +135,7 @@ def _readme(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> 
     return "\n".join(lines)
 
 
-def _croissant(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) -> dict[str, Any]:
+def _croissant(identity: Identity, records: Mapping[int, ShardRecord]) -> dict[str, Any]:
     """Source: docs.mlcommons.org/croissant/docs/croissant-spec.html, 1.0."""
     samples, size = _totals(records)
     fields = [
@@ -148,7 +149,7 @@ def _croissant(identity: Mapping[str, Any], records: Mapping[int, ShardRecord]) 
         }
         for name, kind in _fields(identity)
     ]
-    made = identity["producer"] == "generate"
+    made = identity.producer == "generate"
     return {
         "@context": {
             "@language": "en",

@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pipelines.dataset.claim import canonical
+from pipelines.dataset.identity import Identity
 from pipelines.dataset.manifest import ShardRecord
 from pipelines.storage.folder import Folder, StorageError
 
@@ -22,7 +22,7 @@ class Journal:
 
     SHARDS_A_FILE = 256
 
-    def __init__(self, folder: Folder, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Folder, identity: Identity) -> None:
         self._folder, self.identity = folder, identity
         self._names = sorted(folder.list("journal"))
         self._new: list[ShardRecord] = []
@@ -40,7 +40,7 @@ class Journal:
             return []
 
     def _hash(self, entries: list[dict[str, Any]]) -> str:
-        return hashlib.sha256(canonical([self.identity, entries])).hexdigest()
+        return hashlib.sha256(canonical([self.identity.to_json(), entries])).hexdigest()
 
     def add(self, record: ShardRecord, has_rejects: bool) -> None:
         """Note a finished shard. One with rejects is left out: they stand in its part only."""

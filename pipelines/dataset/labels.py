@@ -1,23 +1,22 @@
 """The labels of a synthetic dataset: a function of its identity and an index alone."""
 
-from typing import Any
-
 import numpy as np
 
+from pipelines.dataset.identity import Cycle, Weights
 
-def labels_of(identity: dict[str, Any], indices: range) -> np.ndarray | None:
+
+def labels_of(policy: Cycle | Weights | None, indices: range) -> np.ndarray | None:
     """The labels of some indices, int64, a function of the index alone; None without classes.
 
     A list is taken over and over. Weights are met by a golden-ratio sequence, in any range of n indices to within a few
     images: Weyl's frac(i * phi), in 64-bit integers so that it is exact for every index.
     """
-    policy = identity["labels"]
     if policy is None:
         return None
     index_N = np.arange(indices.start, indices.stop)
-    if "cycle" in policy:
-        return np.array(policy["cycle"], np.int64)[index_N % len(policy["cycle"])]
-    labels, weights = zip(*policy["weights"], strict=True)
+    if isinstance(policy, Cycle):
+        return np.array(policy.cycle, np.int64)[index_N % len(policy.cycle)]
+    labels, weights = zip(*policy.weights, strict=True)
     bounds_K = np.cumsum(weights) / np.sum(weights)
     fraction_N = (index_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
     chosen_N = np.searchsorted(bounds_K, fraction_N, side="right").clip(max=len(labels) - 1)

@@ -1,11 +1,10 @@
 """A dataset's files, the indices that each of its shards owns, and its index."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from pipelines.dataset.identity import Identity
 from pipelines.dataset.manifest import ShardRecord
 
 CLAIM = "dataset.json"
@@ -21,7 +20,7 @@ class DatasetError(ValueError):
 class Index:
     """A sealed dataset: what index.json says, and the identity that it was claimed with."""
 
-    identity: dict[str, Any]
+    identity: Identity
     shards: tuple[ShardRecord, ...]
     files: dict[str, str]  # name -> sha256 of everything beside shards and parts
     root: str  # the hash that names the dataset: over identity and shards
@@ -39,20 +38,19 @@ class Index:
 
     @property
     def classes(self) -> list[str] | None:
-        names: list[str] | None = self.identity.get("classes")
-        return names
+        return self.identity.classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels, the same for every image."""
-        return self.identity["image_size"], self.identity["image_size"], self.identity["channels"]
+        return self.identity.image_size, self.identity.image_size, self.identity.channels
 
 
-def num_shards(identity: Mapping[str, Any]) -> int:
-    return -(-int(identity["count"]) // int(identity["shard_size"]))
+def num_shards(identity: Identity) -> int:
+    return -(-identity.count // identity.shard_size)
 
 
-def shard_range(identity: Mapping[str, Any], shard: int) -> range:
+def shard_range(identity: Identity, shard: int) -> range:
     """The global indices that a shard owns."""
-    size = identity["shard_size"]
-    return range(shard * size, min((shard + 1) * size, identity["count"]))
+    size = identity.shard_size
+    return range(shard * size, min((shard + 1) * size, identity.count))

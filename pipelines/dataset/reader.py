@@ -5,14 +5,16 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines import images
 from pipelines.dataset import claim as claim_file
+from pipelines.dataset import identity as identity_file
 from pipelines.dataset import manifest, schema, shards
 from pipelines.dataset.claim import FORMAT, canonical
+from pipelines.dataset.identity import Identity
 from pipelines.dataset.layout import CLAIM, SEAL, DatasetError, Index, num_shards, shard_range
 from pipelines.dataset.manifest import Part, PartError, ShardRecord
 from pipelines.dataset.schema import MAX_PART_BYTES, SchemaError
@@ -21,10 +23,18 @@ from pipelines.image_header import dimensions
 from pipelines.images import ImageError, Pixels
 from pipelines.storage.folder import Folder, MissingError, StorageError, TooLargeError
 
+
+class Claim(NamedTuple):
+    """dataset.json: the identity, and the settings with which the dataset was made."""
+
+    identity: Identity
+    settings: dict[str, Any]
+
+
 MAX_FILE_BYTES = 4 << 30  # of what lies beside the shards; the largest is a model's weights
 
 
-def read_claim(folder: Folder) -> dict[str, Any]:
+def read_claim(folder: Folder) -> Claim:
     """dataset.json. Raises DatasetError if there is none or it cannot be read by this version."""
     try:
         data = folder.read(CLAIM, schema.MAX_CLAIM_BYTES)
@@ -37,10 +47,10 @@ def read_claim(folder: Folder) -> dict[str, Any]:
     if damage := claim_file.damage(claimed):
         raise CorruptError(f"{folder}/{CLAIM}: damaged, not a claim: {damage}")
     try:
-        schema.check_identity(claimed["identity"])
+        identity = identity_file.from_json(claimed["identity"])
     except SchemaError as error:
         raise DatasetError(f"{folder}/{CLAIM}: {error}") from error
-    return claimed
+    return Claim(identity, claimed["settings"])
 
 
 def read_part(folder: Folder, shard: int) -> tuple[Part, ShardRecord]:
@@ -66,19 +76,19 @@ def read_image(folder: Folder, row: Mapping[str, Any]) -> bytes:
     return image
 
 
-def check_rows(identity: Mapping[str, Any], part: Part, shard: int, where: str) -> None:
+def check_rows(identity: Identity, part: Part, shard: int, where: str) -> None:
     """That a part is of this shard and dataset, as far as it tells. Raises CorruptError; `where` is the part's URL."""
     owned = shard_range(identity, shard)
     rejected = {reject.index for reject in part.rejects}
     kept = [index for index in owned if index not in rejected]
     columns = part.table.column_names
-    if columns != manifest.columns(identity["producer"]):
-        raise CorruptError(f"{where}: its columns are {', '.join(columns)}, not those of {identity['producer']}")
+    if columns != manifest.columns(identity.producer):
+        raise CorruptError(f"{where}: its columns are {', '.join(columns)}, not those of {identity.producer}")
     if part.table["index"].to_pylist() != kept or part.shard != shard:
         raise CorruptError(f"{where}: its rows are not the indices {owned.start} to {owned.stop - 1}")
     expected: dict[str, list[Any]] = {"key": [shards.key(index) for index in kept], "shard": [shard] * len(kept)}
     if "seed" in columns:
-        expected["seed"] = [identity["seed_start"] + index for index in kept]
+        expected["seed"] = [identity.seed_start + index for index in kept]
     for name, values in expected.items():
         if part.table[name].to_pylist() != values:
             raise CorruptError(f"{where}: its column {name} is not that of its indices")
@@ -89,15 +99,15 @@ def open_sealed(folder: Folder) -> Index:
 
     Raises: DatasetError if there is no dataset or it has no seal; CorruptError if the seal contradicts itself.
     """
-    identity = read_claim(folder)["identity"]
-    many, names = num_shards(identity), len(canonical(identity["classes"]))
+    identity = read_claim(folder).identity
+    many, names = num_shards(identity), len(canonical(identity.classes))
     try:
         data = folder.read(SEAL, schema.max_seal_bytes(many, names))
     except MissingError as error:
         raise DatasetError(
             f"{folder}: not finished ({SEAL} is missing); run the job that makes it again to complete it"
         ) from error
-    if data.count(b"{") + data.count(b"[") > many + len(identity["classes"] or []) + 1000 + names:
+    if data.count(b"{") + data.count(b"[") > many + len(identity.classes or []) + 1000 + names:
         raise CorruptError(f"{folder}/{SEAL}: more entries than {many:,} shards have")  # parsed, they fill the memory
     sealed = _json(data, f"{folder}/{SEAL}")
     try:
@@ -220,7 +230,7 @@ def pixels(folder: Folder, index: Index, sample: Sample) -> Pixels:
             raise ImageError(f"{'x'.join(map(str, image.shape))} pixels")
         return image
     except ImageError as error:
-        tar = manifest.tar_name(sample.index // index.identity["shard_size"])
+        tar = manifest.tar_name(sample.index // index.identity.shard_size)
         raise CorruptError(f"{folder}/{tar}: sample {shards.key(sample.index)}: its image is {error}") from error
 
 
@@ -245,7 +255,7 @@ def seal_json(index: Index) -> dict[str, Any]:
         "classes": index.classes,
         "shards": entries,
         "files": index.files,
-        "root": hashlib.sha256(canonical({"identity": index.identity, "shards": entries})).hexdigest(),
+        "root": hashlib.sha256(canonical({"identity": index.identity.to_json(), "shards": entries})).hexdigest(),
     }
 
 

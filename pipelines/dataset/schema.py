@@ -4,7 +4,7 @@ A dataset may come from a stranger. What is not of these types and within these 
 shards is read, and the limits bound the memory that one shard can take.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -21,6 +21,7 @@ MAX_FOOTER_BYTES = 16 << 20  # 100,000 classes with their counts
 _ENTRY_BYTES, _SEAL_BYTES = 400, 1 << 20  # of a shard in the seal; of all else in it beside the class names
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Model = TypeVar("Model", bound=BaseModel)
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
@@ -30,43 +31,6 @@ class SchemaError(ValueError):
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _Image(BaseModel):
-    model_config = ConfigDict(strict=True)  # ingest has more fields: how images were fitted
-    format: Literal["png", "jpeg", "webp"]
-    quality: int = Field(95, ge=1, le=100)
-
-
-class _Cycle(_Strict):
-    cycle: list[Annotated[int, Field(ge=0, lt=100_000)]] = Field(min_length=1, max_length=100_000)
-
-
-# JSON has no tuples, so that strictness is asked of their elements alone.
-_Label = Annotated[int, Field(ge=0, lt=100_000, strict=True)]
-_Weight = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-
-
-class _Weights(_Strict):
-    weights: list[Annotated[tuple[_Label, _Weight], Field(strict=False)]] = Field(min_length=1, max_length=100_000)
-
-
-class _Identity(BaseModel):
-    """The fields that readers go by; producers have others, which only are compared."""
-
-    model_config = ConfigDict(strict=True)
-    producer: Literal["ingest", "generate"]
-    count: int = Field(ge=1, le=MAX_COUNT)
-    shard_size: int = Field(ge=1, le=MAX_SHARD_IMAGES)
-    image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
-    channels: Literal[1, 3]
-    image: _Image
-    classes: list[Name] | None = Field(max_length=100_000)
-    arithmetic: dict[str, str]
-    model: Hash | None = None
-    seed_start: int = Field(0, ge=0, lt=2**63)
-    labels: _Cycle | _Weights | None = None
-    batch: int = Field(128, ge=1, le=4096)
 
 
 class _Shard(_Strict):
@@ -104,20 +68,14 @@ class _Selection(_Strict):
     report: dict[Name, Any] = Field(max_length=100)
 
 
-def check_identity(identity: Any) -> None:
-    """Raises SchemaError for an identity that no dataset of ours has."""
-    _check(_Identity, identity)
-    check_size(identity["count"], identity["shard_size"], identity["image_size"], identity["channels"])
-
-
 def check_seal(seal: Any) -> None:
     """Raises SchemaError for a seal of other fields or types. Whether it is true is for its readers to find."""
-    _check(_Seal, seal)
+    validate(_Seal, seal)
 
 
 def check_selection(footer: Any) -> None:
     """Raises SchemaError for a selection's footer of other fields or types."""
-    _check(_Selection, footer)
+    validate(_Selection, footer)
 
 
 def check_size(count: int, shard_size: int, image_size: int, channels: int) -> None:
@@ -147,9 +105,10 @@ def max_seal_bytes(shards: int, class_names: int) -> int:
     return _SEAL_BYTES + shards * _ENTRY_BYTES + class_names
 
 
-def _check(model: type[BaseModel], value: Any) -> None:
+def validate(model: type[Model], value: Any) -> Model:
+    """A value as its model. Raises SchemaError naming the first field that does not fit, and its value."""
     try:
-        model.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])

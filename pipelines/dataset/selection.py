@@ -131,7 +131,7 @@ def narrow(index: Index, selection: Selection, where: str) -> Index:
             f"{where}: a selection of the dataset with root {selection.facts.dataset[:12]}, this one's is "
             f"{index.root[:12]}; give the dataset that it was made of, or make another with jobs/curate.py"
         )
-    count, size = index.identity["count"], index.identity["shard_size"]
+    count, size = index.identity.count, index.identity.shard_size
     if selection.index_N[-1] >= count:
         raise SelectionError(f"{where}: names index {selection.index_N[-1]}, the dataset has {count:,}")
     bounds = np.arange(len(index.shards) + 1) * size

@@ -18,6 +18,7 @@ from typing import Any
 from pipelines.dataset import claim as claim_file
 from pipelines.dataset import manifest, schema, shards
 from pipelines.dataset.claim import ClaimError, canonical
+from pipelines.dataset.identity import Identity
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.layout import CLAIM, SEAL, DatasetError, Index, num_shards
 from pipelines.dataset.manifest import Part, Reject, ShardRecord
@@ -27,16 +28,16 @@ from pipelines.dataset.shards import CorruptError
 from pipelines.storage.folder import Folder
 
 
-def check_size(identity: Mapping[str, Any]) -> None:
-    """For producers, before they start. Raises DatasetError for shards that are too many or too large."""
+def check_size(count: int, shard_size: int, image_size: int, channels: int) -> None:
+    """For producers, before they start. Raises DatasetError for too many or too large shards."""
     try:
-        schema.check_size(*(identity[name] for name in ("count", "shard_size", "image_size", "channels")))
+        schema.check_size(count, shard_size, image_size, channels)
     except SchemaError as error:
         raise DatasetError(str(error)) from error
 
 
 def claim(
-    folder: Folder, identity: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    folder: Folder, identity: Identity, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 ) -> None:
     """Take the folder for a dataset of this identity, or go on with one that has it.
 
@@ -46,7 +47,7 @@ def claim(
     Raises: DatasetError naming the first field that differs, both values and what to do.
     """
     try:
-        differences = claim_file.take(folder, CLAIM, identity, settings, facts)
+        differences = claim_file.take(folder, CLAIM, identity.to_json(), settings, facts)
     except ClaimError as error:
         raise DatasetError(str(error)) from error
     if not differences:
@@ -55,9 +56,9 @@ def claim(
     if [d.field for d in differences] == ["count"] and first.now > first.before:
         # In this order a crash at any point leaves a dataset that the next start completes right.
         folder.delete(SEAL)
-        if first.before % identity["shard_size"]:
-            folder.delete(manifest.part_name(first.before // identity["shard_size"]))
-        folder.write(CLAIM, claim_file.encode(identity, settings, facts))
+        if first.before % identity.shard_size:
+            folder.delete(manifest.part_name(first.before // identity.shard_size))
+        folder.write(CLAIM, claim_file.encode(identity.to_json(), settings, facts))
         return
     raise DatasetError(f"{folder}: {first}; use the same settings to go on, or another --output")
 
@@ -116,7 +117,7 @@ def records_of(
             yield record, part.rejects
 
 
-def _finished(folder: Folder, identity: Mapping[str, Any], shard: int) -> tuple[Part, ShardRecord]:
+def _finished(folder: Folder, identity: Identity, shard: int) -> tuple[Part, ShardRecord]:
     """A shard of an earlier run. Its part is whole and of this dataset; its first image is the one that it names."""
     try:
         part, record = read_part(folder, shard)
@@ -136,7 +137,7 @@ def remake(shard: int) -> str:
 
 def seal(
     folder: Folder,
-    identity: Mapping[str, Any],
+    identity: Identity,
     records: Mapping[int, ShardRecord],
     extras: Mapping[str, bytes],
     existing: Collection[str] = (),
@@ -160,7 +161,7 @@ def seal(
         folder.write(name, data)
     files = {**extras, **{name: folder.read(name) for name in (CLAIM, *existing)}}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    index = Index(dict(identity), tuple(records[shard] for shard in sorted(records)), hashes, "")
+    index = Index(identity, tuple(records[shard] for shard in sorted(records)), hashes, "")
     sealed = seal_json(index)
     folder.write(SEAL, canonical(sealed) + b"\n")
     return Index(index.identity, index.shards, index.files, sealed["root"])

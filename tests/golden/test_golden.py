@@ -70,7 +70,7 @@ def test_a_model_of_then_is_read_and_its_images_are_made_again(golden: Path, fac
     model, digest = model_store.load(Folder(str(golden / "models" / name)))
     folder = Folder(str(golden / "synthetic" / name))
     index = reader.open_sealed(folder)
-    assert digest == index.identity["model"]
+    assert digest == index.identity.model
     regenerator = Regenerator(folder, index, numerics.choose("fp32", "cpu"))
     made = [regenerator.compare(record.shard, [*range(record.samples)]) for record in index.shards]
     assert sum(shard["regenerated"] for shard in made) == make.COUNT

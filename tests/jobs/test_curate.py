@@ -169,7 +169,7 @@ def test_drs_through_the_command(
 
 
 def arithmetic_of(index: layout.Index) -> Arithmetic:
-    return numerics.choose("bf16" if index.identity["arithmetic"]["dtype"] == "bfloat16" else "fp32", "cpu")
+    return numerics.choose("bf16" if index.identity.arithmetic["dtype"] == "bfloat16" else "fp32", "cpu")
 
 
 def test_real_images_are_scored_as_synthetic_ones_were(synthetic: Path, one_thread: None) -> None:

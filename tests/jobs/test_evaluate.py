@@ -21,6 +21,7 @@ from jobs.command.errors import LostWorkError, UsageError
 from jobs.evaluation import feature_pass
 from pipelines import images
 from pipelines.dataset import layout, reader, writer
+from pipelines.dataset.identity import from_json
 from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.shards import Sample
 from pipelines.loading import loader
@@ -60,10 +61,11 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     @functools.cache
     def make(name: str, seed: int, *, size: int = 28, count: int = 30, classes: tuple[str, ...] = ("a", "b")) -> Path:
         rng, folder = np.random.default_rng(seed), Folder(str(place / name))
-        identity = {
+        fields = {
             **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": 1},
             **{"classes": list(classes) or None, "image": {"format": "png"}, "arithmetic": {}},
         }
+        identity = from_json(fields)
         writer.claim(folder, identity, {})
         records = {}
         for shard in range(layout.num_shards(identity)):

@@ -68,6 +68,8 @@ def test_what_cannot_be_explored_is_one_line(digits: Path, digits_run: Path, tmp
         run(digits, digits_run, digits_run)
     inputs = open_inputs(str(digits_run), str(digits), None, 100, 0)
     index = inputs.real.index
-    inputs.__dict__["real"] = replace(inputs.real, index=replace(index, identity={**index.identity, "classes": None}))
+    inputs.__dict__["real"] = replace(
+        inputs.real, index=replace(index, identity=index.identity.model_copy(update={"classes": None}))
+    )
     with pytest.raises(UsageError, match=r"--what features: .* has no classes to be told"):
         linear_probe.explore(inputs, 10, 1, 4, print)

@@ -160,7 +160,7 @@ def test_another_setting_is_refused(
 
 
 def test_another_precision_is_refused(make: Make, copy: Path, plain: Path) -> None:
-    begun = reader.read_claim(Folder(str(plain)))["identity"]["arithmetic"]["dtype"]
+    begun = reader.read_claim(Folder(str(plain))).identity.arithmetic["dtype"]
     other = {"bfloat16": "float32", "float32": "bfloat16"}[begun]
     with pytest.raises(DatasetError) as error:
         make(copy, precision={"float32": "fp32", "bfloat16": "bf16"}[other])

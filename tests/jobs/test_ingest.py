@@ -142,7 +142,7 @@ def test_transparency_lies_over_the_background(taken: Path) -> None:
 def test_damaged_files_leave_their_index_empty(taken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = reader.open_sealed(Folder(str(taken)))
     count = 2 * NOISE + 4 + len(BAD)
-    assert index.identity["count"] == count
+    assert index.identity.count == count
     assert index.samples == count - len(BAD)
     rejects = {row["source"]: row for row in pq.read_table(taken / "rejects.parquet").to_pylist()}
     assert {source: row["reason"].split(":")[0] for source, row in rejects.items()} == {
@@ -227,7 +227,7 @@ def test_changed_source_is_refused(taken: Path, pictures: Path, tmp_path: Path) 
         shutil.copytree(pictures, folder)
     (grown / "dogs" / "new.png").write_bytes(png(Image.fromarray(noise(7))))
     (changed / "dogs" / "text.png").write_bytes(b"hello again, this is still no picture")
-    digest = reader.open_sealed(Folder(str(taken))).identity["source"]
+    digest = reader.open_sealed(Folder(str(taken))).identity.source
     with pytest.raises(DatasetError) as error:
         take(grown, taken)
     assert str(error.value) == (
@@ -339,7 +339,7 @@ class TestTwoAtOnce:
         source = registry.open_source(origin.url, origin.kind, origin.choice)
         (tmp_path / "scratch").mkdir()
         drawn, _ = catalogue.draw_up(source.items(), "here", None, True, 0, 0.0, tmp_path / "scratch")
-        return folder, reader.read_claim(folder)["identity"], drawn, origin
+        return folder, reader.read_claim(folder).identity, drawn, origin
 
     def test_the_second_ends_well(self, parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
         folder, identity, drawn, origin = parts

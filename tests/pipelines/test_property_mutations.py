@@ -297,8 +297,8 @@ BUGS = [
     Bug(
         "images without a label are taken",
         "pipelines/ingest/preparation.py",
-        'if identity["classes"] and label is None:',
-        'if identity["classes"] and label == "":',
+        "if identity.classes and label is None:",
+        'if identity.classes and label == "":',
     ),
     Bug(
         "rejects have the shard's number",
@@ -352,8 +352,8 @@ BUGS = [
     Bug(
         "extending keeps the short part",
         "pipelines/dataset/writer.py",
-        'if first.before % identity["shard_size"]:',
-        'if first.before < identity["shard_size"]:',
+        "if first.before % identity.shard_size:",
+        "if first.before < identity.shard_size:",
     ),
     Bug("extending keeps the seal", "pipelines/dataset/writer.py", "        folder.delete(SEAL)\n", ""),
     Bug(

@@ -26,6 +26,7 @@ from jobs.verification import source_comparison
 from jobs.verification.worker import VerifyShard
 from pipelines import images
 from pipelines.dataset import layout, reader, shards, writer
+from pipelines.dataset.identity import from_json
 from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.manifest import Reject
 from pipelines.ingest import catalogue
@@ -84,13 +85,14 @@ def ingest(source: Path | str, output: Path, settings: dict[str, Any] | None = N
     part = kept if holdout["part"] == "kept" else held
     assert part is not None
     here = {"opencv": cv2.__version__, "pillow": PIL.__version__, "jpeg": str(PIL.features.version("jpg"))}
-    identity = {
+    fields = {
         **{"producer": "ingest", "source": part.digest, "count": len(part), "shard_size": SHARD, "seed": 3},
         "image": {"format": "png", "resize": "crop", "background": [255, 255, 255]},
         **{"image_size": 28, "channels": 3, "classes": part.classes, "relabel": None, "dedupe": None, "holdout": None},
         **{"limits": {"bytes": 1 << 20, "pixels": 1 << 20}, "arithmetic": here},
         **changes,
     }
+    identity = from_json(fields)
     folder = Folder(str(output))
     writer.claim(folder, identity, {"source": str(source), **settings})
     part.publish(folder, SHARD)
@@ -106,7 +108,7 @@ def ingest(source: Path | str, output: Path, settings: dict[str, Any] | None = N
 
 
 def seal(folder: Folder) -> None:
-    identity = reader.read_claim(folder)["identity"]
+    identity = reader.read_claim(folder).identity
     records = {n: reader.read_part(folder, n)[1] for n in range(layout.num_shards(identity))}
     writer.seal(folder, identity, records, {})
 
@@ -318,11 +320,11 @@ def test_mistakes_are_told_in_a_line(made: tuple[Path, Path], tmp_path: Path) ->
     with pytest.raises(SourceError, match=r"nowhere: no such folder"):
         source_comparison.source_reading(folder, str(tmp_path / "nowhere"))
     lacking = Folder(str(tmp_path / "lacking"))
-    identity = reader.read_claim(folder)["identity"]
+    identity = reader.read_claim(folder).identity.to_json()
     for name in ("limits", "seed", "holdout", "relabel"):
         bad = {key: value for key, value in identity.items() if key != name}
         lacking.write("dataset.json", json.dumps({"format": 1, "identity": bad, "settings": {}}).encode())
-        with pytest.raises(DatasetError, match=f"does not say how its source was read: KeyError.'{name}'"):
+        with pytest.raises(DatasetError, match=f"does not say how its source was read: its identity has no {name}"):
             source_comparison.source_reading(lacking, str(source))
     for settings in ({"kind": "x"}, {"split": 3}, {"labels": []}):
         lacking.write("dataset.json", json.dumps({"format": 1, "identity": identity, "settings": settings}).encode())

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pipelines.dataset import card, layout, reader, selection, writer
+from pipelines.dataset.identity import from_json
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.manifest import part_name, tar_name
@@ -175,7 +176,7 @@ class Laws(RuleBasedStateMachine):
         self.tried.add(count)
         with killed_after(self.folder.url, calls, opens), suppress(CorruptError, MissingError):
             work(self.folder, count)
-        claimed = self.folder.exists(layout.CLAIM) and reader.read_claim(self.folder)["identity"]["count"]
+        claimed = self.folder.exists(layout.CLAIM) and reader.read_claim(self.folder).identity.count
         assert claimed in (self.count or 0, count)
         self.count = claimed or None
         self.lost = {shard for shard in self.lost & self.parts() if not self.right(shard)}
@@ -222,11 +223,11 @@ class Laws(RuleBasedStateMachine):
         """Law 4: with the field's name, and nothing is changed."""
         assert self.count is not None
         before = content(self.folder)
-        wrong = {**pile(self.count + more).identity, **change}
+        wrong = {**pile(self.count + more).fields, **change}
         if "count" in change:
-            wrong = pile(self.count).identity | {"count": self.count - 1}
+            wrong = pile(self.count).fields | {"count": self.count - 1}
         with pytest.raises(DatasetError, match=rf"begun with (count|{next(iter(change))}) = "):
-            writer.claim(self.folder, wrong, {})
+            writer.claim(self.folder, from_json(wrong), {})
         assert content(self.folder) == before
 
     @precondition(whole)

@@ -17,6 +17,7 @@ import pytest
 
 from pipelines import images
 from pipelines.dataset import card, claim, layout, manifest, reader, shards, writer
+from pipelines.dataset.identity import Identity, from_json
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.layout import DatasetError, Index
 from pipelines.dataset.manifest import PartError, Reject, ShardRecord
@@ -28,7 +29,8 @@ SETTINGS = {"source": "here", "workers": 2}
 GONE = {3}  # the indices of sources that were not taken
 
 
-def identity(count: int = 7, **changes: Any) -> dict[str, Any]:
+def fields(count: int = 7, **changes: Any) -> dict[str, Any]:
+    """An identity's JSON."""
     return {
         "producer": "ingest",
         "source": "0123abcd",
@@ -44,18 +46,22 @@ def identity(count: int = 7, **changes: Any) -> dict[str, Any]:
     }
 
 
+def identity(count: int = 7, **changes: Any) -> Identity:
+    return from_json(fields(count, **changes))
+
+
 @cache
 def image(index: int, size: int, channels: int) -> bytes:
     return images.encode(np.random.default_rng(index).integers(0, 256, (size, size, channels), np.uint8))
 
 
-def commit(folder: Folder, settled: dict[str, Any], shard: int) -> ShardRecord:
+def commit(folder: Folder, settled: Identity, shard: int) -> ShardRecord:
     """What a worker does with one shard."""
     owned = layout.shard_range(settled, shard)
     taken = [index for index in owned if index not in GONE]
-    names = len(settled["classes"] or [])
+    names = len(settled.classes or [])
     samples = [
-        Sample(index, image(index, settled["image_size"], settled["channels"]), index % names if names else None)
+        Sample(index, image(index, settled.image_size, settled.channels), index % names if names else None)
         for index in taken
     ]
     rejects = [Reject(index, f"{index}.txt", "not an image") for index in owned if index in GONE]
@@ -251,7 +257,7 @@ class TestSeal:
         assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
-GENERATED = identity(
+GENERATED = fields(
     producer="generate",
     model="ab" * 32,
     seed_start=0,
@@ -286,47 +292,47 @@ def told(value: Any) -> str:
 
 
 class TestClaim:
-    @pytest.mark.parametrize("field", sorted({*leaves(identity()), *leaves(GENERATED)} - {"count"}))
+    @pytest.mark.parametrize("field", sorted({*leaves(fields()), *leaves(GENERATED)} - {"count"}))
     @pytest.mark.parametrize("value", ["other", 6, None, [9, 8]], ids=json.dumps)
     def test_another_value_in_any_field_is_refused_by_name_with_both_values(
         self, field: str, value: Any, tmp_path: Path
     ) -> None:
         folder = Folder(str(tmp_path))
-        before = identity() if field in {*leaves(identity())} else GENERATED
+        before = fields() if field in {*leaves(fields())} else GENERATED
         now = changed(before, field, value)
         if at(before, field) == value:
             now, value = changed(before, field, "another"), "another"
-        writer.claim(folder, before, SETTINGS)
-        with pytest.raises(DatasetError) as caught:
-            writer.claim(folder, now, SETTINGS)
-        assert str(caught.value) == (
-            f"{folder}: begun with {field} = {told(at(before, field))}, this run has {told(value)}; "
-            "use the same settings to go on, or another --output"
-        )
+        assert claim.take(folder, layout.CLAIM, before, SETTINGS) == []
+        [difference] = claim.take(folder, layout.CLAIM, now, SETTINGS)
+        assert str(difference) == f"begun with {field} = {told(at(before, field))}, this run has {told(value)}"
         assert content(folder) == {"dataset.json": claim.encode(before, SETTINGS)}
 
     def test_a_field_that_only_one_side_has_is_refused(self, tmp_path: Path) -> None:
         folder = Folder(str(tmp_path))
         writer.claim(folder, identity(), SETTINGS)
-        with pytest.raises(DatasetError, match="begun with augment = nothing, this run has true; "):
+        with pytest.raises(DatasetError) as caught:
             writer.claim(folder, identity(augment=True), SETTINGS)
-        shorter = identity()
+        assert str(caught.value) == (
+            f"{folder}: begun with augment = nothing, this run has true; "
+            "use the same settings to go on, or another --output"
+        )
+        shorter = fields()
         del shorter["seed"]
         with pytest.raises(DatasetError, match="begun with seed = 0, this run has nothing; "):
-            writer.claim(folder, shorter, SETTINGS)
+            writer.claim(folder, from_json(shorter), SETTINGS)
 
     def test_the_same_identity_goes_on_with_other_settings_and_the_claim_stays(self, tmp_path: Path) -> None:
         folder = Folder(str(tmp_path))
         for settings in (SETTINGS, {"workers": 64}):
             writer.claim(folder, identity(), settings)
-        assert content(folder) == {"dataset.json": claim.encode(identity(), SETTINGS)}
+        assert content(folder) == {"dataset.json": claim.encode(fields(), SETTINGS)}
 
     def test_a_tuple_is_the_list_that_json_makes_of_it(self, tmp_path: Path) -> None:
         folder = Folder(str(tmp_path))
-        writer.claim(folder, identity(classes=("a", "b")), SETTINGS)
-        writer.claim(folder, identity(classes=["a", "b"]), SETTINGS)
-        writer.claim(folder, identity(classes=("a", "b")), SETTINGS)
-        assert reader.read_claim(folder)["identity"]["classes"] == ["a", "b"]
+        for background in ((1, 2, 3), [1, 2, 3], (1, 2, 3)):
+            image = {"format": "png", "resize": "crop", "background": background}
+            writer.claim(folder, identity(image=image), SETTINGS)
+        assert reader.read_claim(folder).identity == identity(image={**image, "background": (1, 2, 3)})
 
     @pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}", b'"identity"', b"\xff\xfe"])
     def test_a_damaged_claim_is_refused_by_name_and_kept(self, damaged: bytes, tmp_path: Path) -> None:
@@ -349,7 +355,7 @@ class TestClaim:
 
         with ThreadPoolExecutor(8) as pool:
             went_on = [seed for seed in pool.map(start, range(8)) if seed is not None]
-        assert went_on == [reader.read_claim(Folder(str(tmp_path)))["identity"]["seed"]]
+        assert went_on == [reader.read_claim(Folder(str(tmp_path))).identity.to_json()["seed"]]
 
     def test_many_starts_at_once_with_the_same_identity_all_go_on(self, sealed: Path, tmp_path: Path) -> None:
         folder, gate = Folder(str(tmp_path / "d")), threading.Barrier(4)

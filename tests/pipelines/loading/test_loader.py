@@ -12,6 +12,7 @@ import pytest
 
 from pipelines import images
 from pipelines.dataset import layout, reader, writer
+from pipelines.dataset.identity import from_json
 from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import Reject
 from pipelines.dataset.shards import CorruptError, Sample
@@ -30,10 +31,10 @@ def pixels(index: int, channels: int) -> np.ndarray:
 
 
 def make(folder: Folder, channels: int, classes: list[str] | None) -> Index:
-    identity = {
+    identity = from_json({
         "producer": "ingest", "count": COUNT, "shard_size": SHARD_SIZE,
         "image_size": SIZE, "channels": channels, "classes": classes, "image": {"format": "png"}, "arithmetic": {},
-    }  # fmt: skip
+    })  # fmt: skip
     writer.claim(folder, identity, {})
     records = {}
     for shard in range(layout.num_shards(identity)):

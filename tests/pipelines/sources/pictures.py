@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from pipelines import images
 from pipelines.dataset import layout, writer
+from pipelines.dataset.identity import Identity, from_json
 from pipelines.dataset.manifest import Reject
 from pipelines.dataset.shards import Sample
 from pipelines.sources.base import Choice, Source
@@ -512,11 +513,16 @@ class SealedPile:
         return index * index % len(self.classes) if self.classes else None
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
+        """The identity's JSON."""
         return {
             **{"producer": "ingest", "count": self.count, "shard_size": self.shard_size, "image_size": SIDE},
             **{"channels": 1, "classes": self.classes, "image": {"format": "png"}, "arithmetic": {}},
         }
+
+    @property
+    def identity(self) -> Identity:
+        return from_json(self.fields)
 
 
 def commit(folder: Folder, pile: SealedPile, shard: int) -> Any:

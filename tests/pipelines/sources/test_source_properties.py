@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from jobs.ingestion.worker import IngestShard
 from pipelines import images
 from pipelines.dataset import layout, reader, writer
+from pipelines.dataset.identity import Identity, from_json
 from pipelines.dataset.shards import CorruptError
 from pipelines.images import ImageError
 from pipelines.ingest import catalogue
@@ -84,8 +85,8 @@ def drawn(laid: Laid, root: Path, seed: int, holdout: float = 0.0) -> tuple[Cata
     return catalogue.draw_up(source.items(), laid.url, source.classes, True, seed, holdout, root)
 
 
-def identity(part: Catalogue, shard_size: int) -> dict[str, Any]:
-    return {
+def identity(part: Catalogue, shard_size: int) -> Identity:
+    fields = {
         "producer": "ingest",
         "source": part.digest,
         "count": len(part),
@@ -98,6 +99,7 @@ def identity(part: Catalogue, shard_size: int) -> dict[str, Any]:
         "limits": {"bytes": 64 << 20, "pixels": images.MAX_PIXELS},
         "arithmetic": {},
     }
+    return from_json(fields)
 
 
 @pytest.mark.parametrize("kind", PILES)
