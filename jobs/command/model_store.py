@@ -50,9 +50,10 @@ def find_model(folder: Folder) -> Folder:
         return folder
     if BEST in files:
         try:
-            name = json.loads(folder.read(BEST, model_files.MAX_CARD_BYTES))["model"]
-        except (KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder}/{BEST}: damaged: {error!r}") from error
+            best = json.loads(folder.read(BEST, model_files.MAX_CARD_BYTES))
+        except (RecursionError, ValueError) as error:
+            raise ModelError(f"{folder}/{BEST}: damaged, not JSON: {error}") from error
+        name = best.get("model") if isinstance(best, dict) else None
         if not isinstance(name, str) or not re.fullmatch(r"models/\d{1,20}", name):
             raise ModelError(f"{folder}/{BEST}: names no model of this run")
         return folder / name
