@@ -216,6 +216,19 @@ def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_o
     assert tree(copy / "model") == tree(plain / "model")
 
 
+def test_a_model_that_is_not_whole_is_refused_before_the_output_is_claimed(
+    make: Make, digits_run: Path, tmp_path: Path
+) -> None:
+    """With a claim the output would be this model's, which nobody may have any more."""
+    model = tmp_path / "model"
+    shutil.copytree(str(model_store.find_model(Folder(str(digits_run)))), model)
+    (model / "discriminator.safetensors").unlink()
+    with pytest.raises(ModelError) as error:
+        make(tmp_path / "synthetic", model=str(model))
+    assert str(error.value) == f"{model}/discriminator.safetensors: not found; the model is not complete"
+    assert not (tmp_path / "synthetic").exists()
+
+
 @pytest.mark.parametrize("name", model_store.FILES)
 def test_a_damaged_copy_of_the_model_is_mended(make: Make, copy: Path, plain: Path, name: str) -> None:
     (copy / "index.json").unlink()

@@ -11,8 +11,10 @@ import torch
 from dcgan import model_files
 from dcgan.families.registry import build
 from dcgan.model_files import CARD, WEIGHTS, Model, ModelError
+from jobs import generate
 from jobs.command import model_store
 from jobs.training import run_store
+from pipelines.dataset.identity import GenerateIdentity, ImageFormat
 from pipelines.storage.folder import Folder
 from tests.families import configure
 
@@ -84,6 +86,38 @@ def test_a_best_model_that_is_not_there_and_stays_so_is_an_error(tmp_path: Path)
         model_store.open_model(run)
     where = f"{run}/models/000000000007/{WEIGHTS[1]}"
     assert str(error.value) == f"{where}: not found; the model is not complete"
+
+
+def test_a_model_that_a_run_deletes_once_it_was_read_is_in_the_dataset_whole(tmp_path: Path) -> None:
+    """Else the claim names a model that is nowhere, and the same command is refused for ever."""
+    run, output = Folder(str(tmp_path / "run")), Folder(str(tmp_path / "synthetic"))
+    replace(run, make(0), 1)
+    opened = model_store.open_model(run)
+    replace(run, make(1), 2)
+    assert not opened.folder.list()
+    shape = {"count": 4, "shard_size": 2, "image_size": 28, "channels": 1, "classes": None}
+    identity = GenerateIdentity(
+        producer="generate", model=opened.digest, image=ImageFormat(format="png"), arithmetic={}, **shape
+    )
+    generate._claim(output, identity, {}, opened)
+    carried = model_store.read(output / model_store.IN_DATASET)
+    assert (carried.digest, carried.files) == (opened.digest, opened.files)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "damaged, not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "names no model of this run"),
+        ("{}", "names no model of this run"),
+        ('{"model": "../models/7"}', "names no model of this run"),
+    ],
+)
+def test_a_best_that_is_damaged_is_refused_by_its_file(content: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / model_store.BEST).write_text(content)
+    with pytest.raises(ModelError) as error:
+        model_store.open_model(Folder(str(tmp_path)))
+    assert str(error.value) == f"{tmp_path}/{model_store.BEST}: {why}"
 
 
 @pytest.mark.parametrize("name", model_store.FILES)
