@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM, to real commands at any moment: one line, the status of the signal, and nothing left behind."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from tests.processes import Run, until, workers
 
@@ -76,3 +78,48 @@ def test_a_command_is_stopped_while_ray_starts_then_in_its_work_and_goes_on(tmp_
     run = Run("verify", tmp_path / "verify.txt", "--dataset", output, "--workers", 1)
     until(lambda: bool(workers(psutil.Process(run.process.pid), "MapWorker")), "it is at work")
     assert _stop(run, signal.SIGTERM) == "verify: stopped; the same command starts anew"
+
+
+def _left_of(run: Run) -> list[str]:
+    """The processes of a command's session that still live: Ray, which it started, and Ray's workers."""
+    names = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == run.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                names.append(process.name())
+    return names
+
+
+def test_training_that_is_told_to_end_says_so_leaves_nothing_and_goes_on(
+    digits: Path, tmp_path: Path, scratch: Path
+) -> None:
+    """Ray Train runs beside the main thread, which has the signals."""
+    ray.shutdown()  # the session's own
+    place = tmp_path / "run"
+
+    def train(log: str) -> Run:
+        shape = ("--width", 8, "--batch-size", 16, "--shuffle", 64, "--metric-images", 100, "--workers", 1)
+        return Run("train", tmp_path / log, "--data", digits, "--run", place, *shape, "--images", 1280, "--tick", 128)
+
+    run = train("told.txt")
+    try:
+        until(lambda: bool(list(place.glob("checkpoints/*/checkpoint.json"))), "it trains", within_s=200)
+        assert {"raylet", "gcs_server"} <= {*_left_of(run)}
+        assert _stop(run, signal.SIGTERM) == "train: stopped; the same command goes on from here"
+        until(lambda: not _left_of(run), "all that it started has ended", within_s=30)
+    finally:
+        run.end()
+    # Its worker was killed with all of Ray, and could not tidy up: the next start does, once the folder is not new.
+    left = list(scratch.glob("ganmill-*"))
+    assert all(name.name.startswith("ganmill-scratch-tensorboard-") for name in left)
+    for folder in left:
+        os.utime(folder, (folder.stat().st_mtime - 120,) * 2)
+
+    run = train("again.txt")
+    try:
+        run.wait()
+        assert list(scratch.glob("ganmill-*")) == []
+        assert "; going on after " in run.log()
+        assert f"train: {place}: best model " in run.log()
+    finally:
+        run.end()
