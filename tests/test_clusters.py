@@ -16,12 +16,12 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from jobs import generate
+from jobs import generate, train
 from jobs.cluster import actor_pool, connection
 from jobs.command.errors import LostWorkError, UsageError
 from pipelines.dataset import reader
 from pipelines.storage.folder import Folder
-from tests.conftest import ROOT, Job
+from tests.conftest import ROOT, Job, digits_settings
 from tests.processes import Head, cluster_of, head_node, ray_here, until
 
 COUNT = 1200
@@ -230,3 +230,12 @@ def test_workers_without_room_on_this_machine_are_refused_at_once() -> None:
         assert str(mistake.value) == (
             "a worker of 1 CPU and 0.5 GPU: this machine has room for none; use --device cpu, or less of a GPU a worker"
         )
+
+
+def test_training_without_room_for_its_workers_is_refused_before_it_begins(digits: Path, tmp_path: Path) -> None:
+    """Ray Train itself would wait for ever, without a word."""
+    settings = {**digits_settings(), "data": str(digits), "run": str(tmp_path / "run"), "workers": "4"}
+    with ray_here(), pytest.raises(UsageError) as mistake:
+        train.main(train.TrainSettings(**settings))
+    assert str(mistake.value) == "4 workers of 1 CPU each: this machine has room for 2; use --workers 2"
+    assert not (tmp_path / "run").exists()
