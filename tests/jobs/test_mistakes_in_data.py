@@ -1,10 +1,14 @@
 """A user's mistake that only data or a model shows: one line and status 2. The others are in test_mistakes.py."""
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Job, refused
+from tests.conftest import ROOT, Job, refused
 
 
 @pytest.mark.parametrize(
@@ -56,3 +60,25 @@ def test_ray_that_does_not_start(digits: Path, job: Job, tmp_path: Path) -> None
     [line] = done.stderr.splitlines()
     assert line.startswith("verify: error: Ray did not start on this machine: validate_socket_filename failed: ")
     assert line.endswith("; fix that, or wait until the machine is less busy; then start the same command again")
+
+
+def test_a_full_temporary_folder_is_named(digits: Path) -> None:
+    """A file system without a free byte, which the command alone sees. (With one free MB Ray starts.)"""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))  # sockets have names of at most 107 bytes
+    full = 'mount -t tmpfs -o size=1m tmpfs "$0" && { cat /dev/zero > "$0/rest" 2> /dev/null; exec "$@"; }'
+    inside = ["unshare", "--map-root-user", "--mount", "/bin/sh", "-c", full, str(place)]
+    try:
+        if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
+            pytest.skip("this machine allows no mount namespaces")
+        command = [*inside, sys.executable, str(ROOT / "jobs" / "verify.py"), "--dataset", str(digits)]
+        env = {**os.environ, "RAY_TMPDIR": str(place)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+    finally:
+        place.rmdir()
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("verify: error: Ray did not start on this machine: ")
+    assert line.endswith(
+        f"; {place} has 0 MB free: make room there, or set RAY_TMPDIR to a folder that has some; "
+        "then start the same command again"
+    )
