@@ -304,6 +304,30 @@ def test_no_seal_without_all_shards(pile: SealedPile, gone: str, data: st.DataOb
 
 
 @given(sealed_piles, st.data())
+def test_a_part_that_another_run_replaced_is_read_whatever_the_journal_says(
+    pile: SealedPile, data: st.DataObject
+) -> None:
+    """For one run the source has lost an image by then: its part of that shard has other rows, and a reject."""
+    lost = data.draw(st.sampled_from(pile.there), "lost")
+    with scratch() as root:
+        folder = Folder(str(root))
+        dataset.claim(folder, pile.identity, {})
+        records = {shard: commit(folder, pile, shard) for shard in range(dataset.num_shards(pile.identity))}
+        journal = dataset.Journal(folder, pile.identity)
+        for shard, record in records.items():
+            owned = dataset.shard_range(pile.identity, shard)
+            journal.add(record, has_rejects=not pile.gone.isdisjoint(owned))
+            if lost in owned:
+                records[shard] = commit(folder, dataclasses.replace(pile, gone={*pile.gone, lost}), shard)
+                assume(records[shard].part_bytes != record.part_bytes)
+        journal.flush()
+        found = [*dataset.records_of(folder, records, dataset.Journal(folder, pile.identity))]
+        assert sorted((record for record, _ in found), key=lambda record: record.shard) == [*records.values()]
+        rejected = {reject.index for _, rejects in found for reject in rejects}
+        assert rejected == {n for n in range(pile.count) if n in {*pile.gone, lost}}
+
+
+@given(sealed_piles, st.data())
 def test_verify_refuses_two_files_of_one_kind_swapped(pile: SealedPile, data: st.DataObject) -> None:
     with scratch() as root:
         folder = Folder(str(root))
