@@ -342,6 +342,13 @@ class TestTwoAtOnce:
         return folder, reader.read_claim(folder).identity, drawn, origin
 
     def test_the_second_ends_well(self, parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+        class Slower(IngestShard):  # in here: Ray's workers cannot import this file
+            """The second of two runs, when the first has just done everything."""
+
+            def __call__(self, shard: int) -> dict[str, Any]:
+                (Path(self.folder.url) / "kept").rename(Path(self.folder.url) / "manifest" / f"{shard:06d}.parquet")
+                raise SourceError("gone: did another run seal this dataset?")
+
         folder, identity, drawn, origin = parts
         root = reader.open_sealed(folder).root
         pool = connection.Pool(1, 0.0)
@@ -362,14 +369,6 @@ class TestTwoAtOnce:
         folder.delete("index.json")
         with pytest.raises(LostWorkError, match=r"4 shards of .* are not done"):
             duplicate_search.find_duplicates([(folder, identity, drawn)], origin, connection.Pool(1, 0.0))
-
-
-class Slower(IngestShard):
-    """The second of two runs, when the first has just done everything."""
-
-    def __call__(self, shard: int) -> dict[str, Any]:
-        (Path(self.folder.url) / "kept").rename(Path(self.folder.url) / "manifest" / f"{shard:06d}.parquet")
-        raise SourceError("gone: did another run seal this dataset?")
 
 
 def names_of(output: Path) -> set[str]:

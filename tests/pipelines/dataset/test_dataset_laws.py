@@ -47,7 +47,8 @@ class Killed(BaseException):
 class _Death:
     """Counts the calls that may change a folder: `left` of them are let through, and none after them.
 
-    Where the first that is not would open a file, it may come as far as to make it, or to empty an older one.
+    With `opens` only the opening of files is counted, and the first that is not let through comes as far as to make the
+    file, or to empty an older one.
     """
 
     def __init__(self) -> None:
@@ -55,11 +56,12 @@ class _Death:
         self.opens = self.hooked = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event in WRITING or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        opens = event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        writes = opens or (event in WRITING and not self.opens)
         if self.folder and writes and str(arguments[0]).startswith(self.folder):
             self.left -= 1
             if self.left < 0:
-                if event == "open" and self.left == -1 and self.opens:
+                if self.opens and self.left == -1:
                     self.folder, folder = "", self.folder
                     Path(arguments[0]).write_bytes(b"")
                     self.folder = folder
