@@ -177,7 +177,7 @@ def _classifier_trainings(
 
 def _selected(settings: EvaluateSettings) -> dict[str, Any]:
     """What the protocol tells of the selection; nothing without one."""
-    return selection.read(settings.selection).told() if settings.selection else {}
+    return selection.read(settings.selection).protocol() if settings.selection else {}
 
 
 def _weights(settings: EvaluateSettings, trainings: Mapping[str, ClassifierTraining], output: Folder) -> str | None:

@@ -128,7 +128,7 @@ def main(settings: IngestSettings) -> None:
     source = registry.open_source(origin.url, origin.kind, origin.choice)
     relabelling = Relabelling(_read_relabel(settings.relabel))
     with Scratch("ingest") as scratch:
-        kept, held = catalogue.draw_up(
+        kept, held = catalogue.plan(
             _relabelled(source, relabelling, settings),
             settings.source,
             relabelling.classes(source),

@@ -1,7 +1,7 @@
 """Bytes <-> pixels. Pixels are uint8 arrays [H, W, C], C = 1 (grey) or 3 (RGB).
 
-OpenCV encodes and decodes what ganmill itself stores (at 64x64 two to four times Pillow's rate); Pillow opens what
-people have, whatever it is.
+OpenCV encodes and decodes the images that ganmill stores (at 64x64 two to four times Pillow's rate). Pillow opens the
+users' images, in many formats.
 """
 
 import functools
@@ -16,22 +16,22 @@ from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 RESIZE_POLICIES = ("crop", "pad", "stretch")
-# What is opened, by content. Others run programs (EPS: Ghostscript) or are no pictures that people train on.
+# The formats that are opened, by content. Others run programs (EPS: Ghostscript) or are not used for training.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MB as RGB
-_ORIENTATION = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"}  # where Pillow keeps what may tell it
+_ORIENTATION = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"}  # Pillow keeps the orientation here
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 
-Image.MAX_IMAGE_PIXELS = None  # our own limit is checked instead, before any pixel is decoded
+Image.MAX_IMAGE_PIXELS = None  # ours is checked instead, before any pixel is decoded
 cv2.setNumThreads(1)  # a worker is one core; cv2's own pool would fight the others
 
 
 class ImageError(ValueError):
-    """Bytes that are not an image that can be taken; the text is the reason."""
+    """Bytes that cannot be used as an image. The text is the reason. Datasets store it, so it must not change."""
 
 
 class LimitError(ImageError):
-    """An image that is larger than the user lets it be: nothing is wrong with it."""
+    """An image that is larger than the user allows. It is not damaged."""
 
 
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -67,14 +67,14 @@ def normalise(
     background: tuple[int, int, int],
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """Any image that people have, a file's bytes or pixels, as [size, size, channels].
+    """A user's image, a file's bytes or pixels, as [size, size, channels].
 
-    EXIF orientation is applied; colours of an embedded ICC profile become sRGB; transparency is laid over `background`
-    (RGB); 16 bits become 8 by their upper half; of an animation the first frame is taken. `resize` says what happens to
-    another shape: `crop` the middle, `pad` with the background, or `stretch`, antialiased. Images of the right size
-    keep their pixels.
+    The EXIF orientation is applied; colours of an embedded ICC profile become sRGB; transparency is laid over
+    `background` (RGB); 16 bits become 8 by their upper half; an animation gives its first frame. `resize`
+    decides about another shape: `crop` the middle, `pad` with the background, or `stretch`, antialiased. Images of the
+    right size keep their pixels.
 
-    Raises: ImageError with the reason: empty, not an image, damaged, too large, or a kind of pixels that is not taken.
+    Raises: ImageError with the reason: empty, not an image, damaged, too large, or an unsupported kind of pixels.
     """
     if isinstance(content, bytes):
         try:
@@ -95,14 +95,14 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise ImageError("empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata beside good pixels
+            warnings.simplefilter("ignore")  # about damaged metadata beside good pixels
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             if width * height > max_pixels:  # before a pixel is decoded
                 raise LimitError(f"too large: {width}x{height} pixels, of {max_pixels:,} that are allowed")
             image.load()
             oriented = image.format == "TIFF" or not _ORIENTATION.isdisjoint(image.info)
-            return ImageOps.exif_transpose(image) if oriented else image  # looking costs half of a small decoding
+            return ImageOps.exif_transpose(image) if oriented else image  # a check costs half a small decoding
     except UnidentifiedImageError as error:
         raise ImageError("not an image") from error
     except ImageError:
@@ -148,7 +148,7 @@ def _flatten(image: Image.Image, channels: int, background: tuple[int, int, int]
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours of a profile as sRGB's. A profile that is damaged, or of another kind of pixels, is left aside."""
+    """Convert colours from a profile to sRGB. A profile that is damaged, or of another kind of pixels, is ignored."""
     if image.mode not in ("L", "CMYK"):
         image = image.convert("RGB")
     try:
@@ -158,9 +158,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return image
 
 
-@functools.lru_cache(64)  # most pictures have one of few profiles, and making a transform takes milliseconds
+@functools.lru_cache(64)  # most images have one of few profiles, and making a transform takes milliseconds
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where nothing is to be done."""
+    """The transform from a profile to sRGB; None where none is needed."""
     if not profile:
         return None  # CMYK without a profile: Pillow's own conversion
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -180,31 +180,31 @@ def _fit(image: Image.Image, size: int, resize: str, background: tuple[int, int,
         scale = size / max(width, height)
         inner = _scaled(image, (max(1, round(width * scale)), max(1, round(height * scale))), (0, 0, width, height))
         fill = Image.new("RGB", (1, 1), background).convert(image.mode).getpixel((0, 0))
-        sheet = Image.new(image.mode, (size, size), fill)
-        sheet.paste(inner, (round((size - inner.width) / 2), round((size - inner.height) / 2)))
-        return sheet
+        canvas = Image.new(image.mode, (size, size), fill)
+        canvas.paste(inner, (round((size - inner.width) / 2), round((size - inner.height) / 2)))
+        return canvas
     side = min(width, height)
     middle = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
     return _scaled(image, (size, size), middle if resize == "crop" else (0, 0, width, height))
 
 
 def _scaled(image: Image.Image, target: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
-    """A part of an image, antialiased by Lanczos; one of 4 times the size and more is first averaged down to twice.
+    """A part of an image, resized with Lanczos. A part of 4 times the size and more is first averaged down to twice.
 
-    The latter halves the time of a photograph and stays within 0.3 grey levels (mean; 52 dB) of Lanczos alone.
+    Averaging halves the time for a photograph. The result differs from Lanczos alone by 0.3 grey levels (mean; 52 dB).
     """
     return image.resize(target, Image.Resampling.LANCZOS, box, reducing_gap=2.0)
 
 
 def grid(images: list[list[Pixels]], scale: int = 1) -> Pixels:
-    """Rows of equal images as one picture, two pixels apart, each pixel drawn `scale` x `scale`."""
+    """Rows of images of one size as one picture, two pixels apart, each pixel enlarged to `scale` x `scale`."""
     height, width, channels = images[0][0].shape
     gap = 2
-    sheet = np.full(
+    canvas = np.full(
         (len(images) * (height + gap) + gap, max(map(len, images)) * (width + gap) + gap, channels), 255, np.uint8
     )
     for r, row in enumerate(images):
         for c, image in enumerate(row):
             top, left = gap + r * (height + gap), gap + c * (width + gap)
-            sheet[top : top + height, left : left + width] = image
-    return sheet.repeat(scale, 0).repeat(scale, 1)
+            canvas[top : top + height, left : left + width] = image
+    return canvas.repeat(scale, 0).repeat(scale, 1)

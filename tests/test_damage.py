@@ -141,7 +141,7 @@ def publish(place: Path, folder: Folder, source: str, choice: Choice) -> Catalog
     scratch = place / "scratch"
     scratch.mkdir()
     items = registry.open_source(source, "images", choice).items()
-    drawn, _ = catalogue.draw_up(items, source, None, True, 0, 0.0, scratch)
+    drawn, _ = catalogue.plan(items, source, None, True, 0, 0.0, scratch)
     drawn.publish(folder, SHARD)
     shutil.rmtree(scratch)  # what is mapped of it stays readable
     return drawn
@@ -501,7 +501,7 @@ def _wrong_words(text: str, place: Path, file: str) -> str:
     """One line that names the file; or, of two that contradict each other, the other one, or what of it differs."""
     named = [Path(file).name]
     if file.endswith(("dataset.json", "index.json")):
-        named += ["dataset.json", "index.json", "begun with", "changed after the seal"]
+        named += ["dataset.json", "index.json", "claimed with", "changed after the seal"]
     if "journal" in file:
         named += ["is not as it was written"]
     if "\n" in text or str(place) not in text or len(text) > 700:
@@ -629,7 +629,7 @@ def test_codes_of_an_earlier_start_are_used_as_they_were_written(damage: str, wo
         with pytest.raises(CorruptError) as caught:
             IngestShard(folder.url, origin) if name == "duplicates.parquet" else go_on()
         assert str(caught.value) == (
-            f"{folder}/codes/{name}: damaged; delete it and start the same command again: it is made anew"
+            f"{folder}/codes/{name}: damaged; delete it and start the same command again, which makes it again"
         )
         folder.write(f"codes/{name}", data)
     go_on()

@@ -93,7 +93,7 @@ class SourceListing:
         # The list is mapped into memory: it stays readable when its file is gone, and nothing is left behind.
         with tempfile.TemporaryDirectory(prefix="ganmill-verify-") as scratch:
             relabelling = Relabelling(how.relabel)
-            parts = catalogue.draw_up(
+            parts = catalogue.plan(
                 relabelling.items(self.source),
                 how.origin.url,
                 relabelling.classes(self.source),

@@ -1,4 +1,4 @@
-"""What a person and a catalogue want to know of a dataset, made at the seal from the same facts as the seal.
+"""The description of a dataset, for people and for data catalogues, made from the same facts as the seal.
 
 README.md (a Hugging Face dataset card), croissant.json (MLCommons Croissant 1.0) and preview.png.
 """
@@ -16,7 +16,7 @@ from pipelines.images import ImageError, Pixels
 from pipelines.storage.folder import Folder
 
 PREVIEW_COLUMNS = 12
-PREVIEW_ROWS = 10  # without classes; with them a row a class, up to this many times three
+PREVIEW_ROWS = 10  # without classes. With classes: a row a class, up to three times as many
 
 _MEANING = {
     "key": "name of the sample's members in the tar: its index as 12 digits",
@@ -45,7 +45,7 @@ def files(folder: Folder, identity: Identity, records: Mapping[int, ShardRecord]
 
 
 def _preview(folder: Folder, identity: Identity, records: Mapping[int, ShardRecord]) -> list[list[Pixels]]:
-    """The first images, a row a class where there are classes. Classes that the first shards lack are left out."""
+    """The first images; with classes a row a class, except for classes that the first shards do not contain."""
     classes = range(min(len(identity.classes or []), 3 * PREVIEW_ROWS))
     wanted: list[int | None] = list(classes) or [None]
     columns = PREVIEW_COLUMNS if classes else PREVIEW_COLUMNS * PREVIEW_ROWS
@@ -63,7 +63,7 @@ def _preview(folder: Folder, identity: Identity, records: Mapping[int, ShardReco
 
 
 def _image(folder: Folder, row: Mapping[str, Any], channels: int) -> Pixels:
-    """An image of a shard that may be an earlier run's. Raises CorruptError naming it, and what to do about it."""
+    """An image of a shard, which an earlier run may have written. Raises CorruptError naming it and the remedy."""
     try:
         return images.decode(reader.read_image(folder, row), channels)
     except (CorruptError, ImageError) as error:
@@ -76,7 +76,7 @@ def _image(folder: Folder, row: Mapping[str, Any], channels: int) -> Pixels:
 def _first_rows(folder: Folder, records: Mapping[int, ShardRecord]) -> Iterator[dict[str, Any]]:
     for shard in [shard for shard in sorted(records) if records[shard].samples][:3]:
         part, record = reader.read_part(folder, shard)
-        if record != records[shard]:  # an earlier run's, whose journal knows better
+        if record != records[shard]:  # an earlier run wrote it, and its journal has another hash
             raise CorruptError(f"{folder}/{record.part}: is not as it was written; {writer.remake(shard)}")
         yield from part.table.select(["key", "label", "shard", "offset", "size", "sha256"]).to_pylist()
 

@@ -1,7 +1,7 @@
-"""Files that only the making of something needs, and that a later start goes on from: each with a hash in front.
+"""Intermediate files, with which a later start continues a job. Each begins with a hash of its name and content.
 
-What is sealed has its hash in the seal. These have none elsewhere, and a byte that changed in one would be a wrong
-duplicate or a wrong number, with no word.
+The seal has a hash of every sealed file. Intermediate files are not in a seal; without a hash of their own, a changed
+byte would lead to a wrong duplicate or a wrong number without an error.
 """
 
 import hashlib
@@ -18,10 +18,12 @@ def write(folder: Folder, name: str, data: bytes) -> None:
 
 
 def read(folder: Folder, name: str) -> bytes:
-    """What `write` wrote under this name. Raises CorruptError for anything else, MissingError if it is gone."""
+    """The content that `write` stored. Raises CorruptError for any other content, MissingError if there is no file."""
     data = folder.read(name)
     if _digest(name, data[_HASH:]) != data[:_HASH]:
-        raise CorruptError(f"{folder}/{name}: damaged; delete it and start the same command again: it is made anew")
+        raise CorruptError(
+            f"{folder}/{name}: damaged; delete it and start the same command again, which makes it again"
+        )
     return data[_HASH:]
 
 

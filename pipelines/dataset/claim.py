@@ -1,4 +1,4 @@
-"""A claim: a small JSON file that says whose settings own a folder. Written once, before anything else."""
+"""A claim: a small JSON file with the settings that own a folder. It is written once, before anything else."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,32 +11,32 @@ FORMAT = 1
 
 
 class ClaimError(ValueError):
-    """A claim that is there and cannot be read."""
+    """An existing claim that cannot be read."""
 
 
 class Difference(NamedTuple):
-    """A field in which a claim that is there and the one that is wanted differ."""
+    """A field in which an existing claim and this run's differ."""
 
     field: str
     before: Any
     now: Any
 
     def __str__(self) -> str:
-        return f"begun with {self.field} = {_short(self.before)}, this run has {_short(self.now)}"
+        return f"claimed with {self.field} = {_short(self.before)}, this run has {_short(self.now)}"
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON of a value: sorted keys, no spaces. What is hashed and compared is always this."""
+    """The canonical JSON of a value: sorted keys, no spaces. Hashes and comparisons always use it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def encode(identity: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> bytes:
-    """A claim's content: what decides the result, the settings that it came from, and `facts` beside them."""
+    """The content of a claim: the identity, the settings that it follows from, and further `facts`."""
     return canonical({**(facts or {}), "format": FORMAT, "identity": identity, "settings": settings}) + b"\n"
 
 
 def damage(claimed: Any) -> str:
-    """What a claim lacks, in words; empty for a whole one."""
+    """The defect of a claim, in words; '' for a valid one."""
     if not isinstance(claimed, dict):
         return "it is not a JSON object"
     lacking = [name for name in ("identity", "settings") if not isinstance(claimed.get(name), dict)]
@@ -52,9 +52,10 @@ def take(
     settings: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
 ) -> list[Difference]:
-    """Write the claim, or compare its identity with that of the one that is there. An empty list: the folder is ours.
+    """Write the claim, or compare its identity with that of an existing claim.
 
-    Raises: ClaimError if the one that is there is damaged.
+    Returns: the differences. An empty list means that this run owns the folder.
+    Raises:  ClaimError if the existing claim is damaged.
     """
     if folder.create(name, encode(identity, settings, facts)):
         return []

@@ -1,4 +1,4 @@
-"""The identity of a dataset: all that decides its bytes. It stands in dataset.json, and the root hash covers it.
+"""The identity of a dataset: all that decides its bytes. It is part of dataset.json, and the root hash covers it.
 
 `to_json(from_json(value))` is `value` itself: a field that an older version did not write stays absent, and a field
 that this version does not know stays there. Without that, the root hash of an existing dataset would change.
@@ -115,7 +115,7 @@ class Identity(_Record):
 
 
 class IngestIdentity(Identity):
-    """An ingested dataset. A default stands for a field that an older version did not write."""
+    """An ingested dataset. A default replaces a field that an older version did not write."""
 
     producer: Literal["ingest"]
     source: str = ""

@@ -1,4 +1,4 @@
-"""The journal of a dataset in the making: a shortcut for the next start."""
+"""The journal of an unsealed dataset: it makes the next start faster."""
 
 import contextlib
 import hashlib
@@ -13,11 +13,11 @@ from pipelines.storage.folder import Folder, StorageError
 
 
 class Journal:
-    """The records of finished shards, some hundreds to a file, so that a restart needs no request a shard.
+    """The records of finished shards, some hundreds to a file: a restart does not need one request a shard.
 
-    Only a shortcut: a shard that it does not know is read, and a record that does not fit the part's listed size is not
-    used. Each file holds its own hash, taken over the dataset's identity too: one that is damaged, or of another
-    dataset, is as good as none. Its files go when the dataset is sealed.
+    The journal is never needed. The part of a shard without a record is read, and a record that differs from the
+    part's listed size is ignored. Each file holds a hash of the dataset's identity and its records: a file that is
+    damaged, or of another dataset, is ignored. The files are removed when the dataset is sealed.
     """
 
     SHARDS_A_FILE = 256
@@ -33,9 +33,9 @@ class Journal:
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         try:
-            noted = json.loads(self._folder.read(name))
-            entries: list[dict[str, Any]] = noted["records"]
-            return entries if noted["sha256"] == self._hash(entries) else []
+            content = json.loads(self._folder.read(name))
+            entries: list[dict[str, Any]] = content["records"]
+            return entries if content["sha256"] == self._hash(entries) else []
         except (KeyError, RecursionError, TypeError, ValueError, StorageError):
             return []
 
@@ -43,24 +43,24 @@ class Journal:
         return hashlib.sha256(canonical([self.identity.to_json(), entries])).hexdigest()
 
     def add(self, record: ShardRecord, has_rejects: bool) -> None:
-        """Note a finished shard. One with rejects is left out: they stand in its part only."""
+        """Add a finished shard. A shard with rejects is left out: only its part records them."""
         if not has_rejects:
             self._new.append(record)
         if len(self._new) >= self.SHARDS_A_FILE:
             self.flush()
 
     def flush(self) -> None:
-        """Write down what is noted, if the storage lets us: what is lost here costs a request a shard, and no more."""
-        noted, self._new = self._new, []
-        if noted:
-            name = f"{noted[0].shard:06d}.json"
+        """Write the new records, if the storage allows it. A record that is lost only costs one request."""
+        new, self._new = self._new, []
+        if new:
+            name = f"{new[0].shard:06d}.json"
             with contextlib.suppress(OSError):
-                entries = [asdict(record) for record in noted]
+                entries = [asdict(record) for record in new]
                 self._folder.write(f"journal/{name}", canonical({"records": entries, "sha256": self._hash(entries)}))
                 self._names.append(name)
 
     def delete(self) -> None:
-        """Remove the files; what cannot be removed now is tried again at the next start."""
+        """Remove the files. The next start tries again with those that cannot be removed now."""
         with contextlib.suppress(OSError):
             for name in self._names:
                 self._folder.delete(f"journal/{name}")

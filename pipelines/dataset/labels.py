@@ -1,4 +1,4 @@
-"""The labels of a synthetic dataset: a function of its identity and an index alone."""
+"""The labels of a synthetic dataset: a function of the label policy and the index alone."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from pipelines.dataset.identity import Cycle, Weights
 
 
 def labels_of(policy: Cycle | Weights | None, indices: range) -> np.ndarray | None:
-    """The labels of some indices, int64, a function of the index alone; None without classes.
+    """The labels of some indices, int64; None without classes.
 
-    A list is taken over and over. Weights are met by a golden-ratio sequence, in any range of n indices to within a few
-    images: Weyl's frac(i * phi), in 64-bit integers so that it is exact for every index.
+    A cycle repeats. Weights use a golden-ratio sequence, Weyl's frac(i * phi): in any range of indices each label has
+    its share to within a few images. It is computed in 64-bit integers, so it is exact for every index.
     """
     if policy is None:
         return None

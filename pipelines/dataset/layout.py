@@ -13,19 +13,19 @@ REJECTS = "rejects.parquet"
 
 
 class DatasetError(ValueError):
-    """A dataset that is missing, not sealed, or not what was asked for: one line that says what to do."""
+    """A dataset that is missing, not sealed, or not as requested. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A sealed dataset: what index.json says, and the identity that it was claimed with."""
+    """A sealed dataset: the content of index.json, and the identity of its claim."""
 
     identity: Identity
     shards: tuple[ShardRecord, ...]
-    files: dict[str, str]  # name -> sha256 of everything beside shards and parts
-    root: str  # the hash that names the dataset: over identity and shards
-    # Of a selection's view (pipelines/dataset/selection.py): the selected indices, ascending, each repeated as often as
-    # its weight says. `shards` then count these.
+    files: dict[str, str]  # name -> sha256 of every file except shards and parts
+    root: str  # the hash of identity and shards: it names the dataset
+    # Of a selection (pipelines/dataset/selection.py): the selected indices, ascending, each repeated by its weight.
+    # `shards` then count only these samples.
     chosen_N: np.ndarray | None = field(default=None, compare=False)
 
     @property

@@ -1,8 +1,7 @@
-"""Manifest parts: one Parquet file a shard, one row a sample, written after its tar. A part that is there says: done.
+"""Manifest parts: one Parquet file a shard, one row a sample, written after its tar: it marks the shard as done.
 
-Types are plain, so that any Parquet reader opens them and none has anything to execute. What is known of the shard as a
-whole (the tar's size and hash, and what ingest rejected) rides in the footer under the key `ganmill`: a shard is then
-finished by one atomic write.
+Types are plain: any Parquet reader opens them, and there is nothing to execute. Facts about the whole shard (size and
+hash of the tar, rejected sources) are in the footer under the key `ganmill`, so that one atomic write finishes a shard.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ COLUMNS = pa.schema(
         pa.field("label", pa.int32()),  # null without classes
     ]
 )
-EXTRA = {  # what each producer adds
+EXTRA = {  # the further columns of each producer
     "ingest": [pa.field("source", pa.string(), nullable=False)],
     "generate": [
         pa.field("seed", pa.int64(), nullable=False),
@@ -46,12 +45,12 @@ _REJECTS = pa.schema([("index", pa.int64()), ("source", pa.string()), ("reason",
 
 
 class PartError(CorruptError):
-    """A manifest part that does not hold what it should."""
+    """A manifest part with wrong content."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What the seal says of one shard. The name of both files is the shard's number in six digits or more."""
+    """The entry of one shard in the seal. Both files are named by the shard's number, in six digits or more."""
 
     shard: int
     samples: int
@@ -71,7 +70,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A source that was not taken: its index stays empty."""
+    """A source image that was rejected: its index stays empty."""
 
     index: int
     source: str
@@ -80,7 +79,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part read back: its rows, and what its footer says of the shard."""
+    """A part that was read: its rows, and the facts in its footer."""
 
     table: pa.Table
     shard: int
@@ -90,8 +89,8 @@ class Part:
 
 
 def sigmoid(logits_N: np.ndarray) -> np.ndarray:
-    """A score of each logit: in float64, rounded to float32."""
-    with np.errstate(over="ignore"):  # exp(710) is infinite, and its score 0
+    """The score of each logit: computed in float64, rounded to float32."""
+    with np.errstate(over="ignore"):  # exp(710) is infinite, which gives the score 0
         scores: np.ndarray = (1.0 / (1.0 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
     return scores
 
@@ -99,7 +98,7 @@ def sigmoid(logits_N: np.ndarray) -> np.ndarray:
 def check_scores(logits_N: np.ndarray, scores_N: np.ndarray) -> None:
     """Raises ValueError naming the row whose logit is not finite, or whose score is not its sigmoid.
 
-    A score may be off by its last bit: an exponential is not rounded alike everywhere.
+    A score may differ in its last bit: libraries round an exponential differently.
     """
     exact_N = sigmoid(logits_N)
     far_N = (scores_N < np.nextafter(exact_N, np.float32(-1))) | (scores_N > np.nextafter(exact_N, np.float32(2)))
@@ -165,8 +164,8 @@ def encode(
 def decode(data: bytes, where: str) -> Part:
     """Read a part. `where` is its URL, for errors.
 
-    It may come from a stranger: only our own columns are read, nothing of what describes other types to other readers
-    (`ARROW:schema`, `pandas`), and never more memory than MAX_PART_BYTES and a page. Raises PartError if it is not one.
+    The file may be hostile: only our own columns are read, metadata that describes other types (`ARROW:schema`,
+    `pandas`) is refused, and memory is limited to MAX_PART_BYTES and a page. Raises PartError for any other file.
     """
     try:
         meta, footer = read_footer(data)
@@ -184,16 +183,16 @@ def decode(data: bytes, where: str) -> Part:
             check_scores(*(rows[name].to_numpy() for name in ("logit", "score")))
         return Part(rows, *facts)
     except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())  # Arrow's have several lines
+        why = " ".join(str(error).split())  # Arrow's texts have several lines
         raise PartError(f"{where}: not a manifest part: {why}") from error
 
 
 def read_footer(data: bytes) -> tuple[pq.FileMetaData, bytes]:
-    """What a Parquet file of ours declares, and what its footer tells. Raises ValueError if it says more than ours.
+    """The metadata of a Parquet file, and our entry in its footer. Raises ValueError for any other entry in the footer.
 
     Arrow's own exceptions and KeyError pass through.
     """
-    # Arrow builds the types that this describes when it opens a file, by whatever code is registered for them.
+    # Arrow would build the types that this entry describes, with any code that is registered for them.
     if b"ARROW:schema" in data[-8 - int.from_bytes(data[-8:-4], "little") :] or not data.endswith(b"PAR1"):
         raise ValueError("its footer holds ARROW:schema, or there is none")
     meta = pq.read_metadata(io.BytesIO(data))
@@ -205,7 +204,7 @@ def read_footer(data: bytes) -> tuple[pq.FileMetaData, bytes]:
 
 
 def _read_rows(data: bytes, meta: pq.FileMetaData, schema: pa.Schema) -> pa.Table:
-    """The rows, some at a time. As a dictionary a text that is written once and stands in every row is held once."""
+    """The rows, in batches. Texts are read as dictionaries: one long text in every row is held in memory once."""
     texts = [field.name for field in schema if field.type == pa.string()]
     file = pq.ParquetFile(io.BytesIO(data), metadata=meta, read_dictionary=texts)
     batches, held = [], 0
@@ -213,7 +212,7 @@ def _read_rows(data: bytes, meta: pq.FileMetaData, schema: pa.Schema) -> pa.Tabl
         longest = max(pc.max(pc.binary_length(batch[name].dictionary)).as_py() or 0 for name in texts)
         held += batch.nbytes
         if longest > MAX_TEXT_BYTES or held > MAX_PART_BYTES:
-            raise ValueError(f"a text of {longest:,} bytes, its rows so far {held:,}; more than any part of ours has")
+            raise ValueError(f"a text of {longest:,} bytes, and {held:,} bytes of rows; no part of ours has so many")
         batches.append(batch.cast(schema))
     return pa.Table.from_batches(batches, schema)
 
@@ -226,12 +225,12 @@ def _facts(footer: Any) -> tuple[int, int, str, tuple[Reject, ...]]:
         (type(r.index), type(r.source), type(r.reason)) == (int, str, str) for r in rejects
     )
     if not plain:
-        raise TypeError("its footer holds other types")
+        raise TypeError("the footer has other types")
     return shard, size, sha256, rejects
 
 
 def record(data: bytes, part: Part) -> ShardRecord:
-    """What the seal says of a shard, from its part and the part's bytes."""
+    """The entry of a shard in the seal, from its part and the part's bytes."""
     return ShardRecord(
         shard=part.shard,
         samples=len(part.table),
@@ -243,7 +242,7 @@ def record(data: bytes, part: Part) -> ShardRecord:
 
 
 def encode_rejects(rejects: Sequence[Reject]) -> bytes:
-    """`rejects.parquet`: every source that was not taken, and why."""
+    """`rejects.parquet`: every rejected source, and the reason."""
     sink = io.BytesIO()
     table = pa.Table.from_pylist([asdict(reject) for reject in rejects], schema=_REJECTS)
     pq.write_table(table, sink, compression="zstd", store_schema=False)

@@ -31,11 +31,11 @@ class Claim(NamedTuple):
     settings: dict[str, Any]
 
 
-MAX_FILE_BYTES = 4 << 30  # of what lies beside the shards; the largest is a model's weights
+MAX_FILE_BYTES = 4 << 30  # of a file beside the shards; the largest are a model's weights
 
 
 def read_claim(folder: Folder) -> Claim:
-    """dataset.json. Raises DatasetError if there is none or it cannot be read by this version."""
+    """dataset.json. Raises DatasetError if there is none, or if this version cannot read it."""
     try:
         data = folder.read(CLAIM, schema.MAX_CLAIM_BYTES)
     except MissingError as error:
@@ -54,7 +54,7 @@ def read_claim(folder: Folder) -> Claim:
 
 
 def read_part(folder: Folder, shard: int) -> tuple[Part, ShardRecord]:
-    """One shard's manifest rows, and what a seal says of it. Raises PartError for a file that is no part."""
+    """One shard's manifest rows, and its entry in the seal. Raises PartError for a file that is no part."""
     name = manifest.part_name(shard)
     try:
         data = folder.read(name, MAX_PART_BYTES)
@@ -65,19 +65,19 @@ def read_part(folder: Folder, shard: int) -> tuple[Part, ShardRecord]:
 
 
 def read_image(folder: Folder, row: Mapping[str, Any]) -> bytes:
-    """An image by its row of the manifest: a range read. Raises CorruptError naming tar and sample for other bytes."""
+    """An image by its manifest row: one range read. Raises CorruptError naming tar and sample for wrong bytes."""
     tar = manifest.tar_name(row["shard"])
     try:
         image = folder.read_range(tar, row["offset"], row["size"])
     except StorageError as error:  # missing, or cut short
         raise CorruptError(str(error)) from error
     if hashlib.sha256(image).digest() != row["sha256"]:
-        raise CorruptError(f"{folder}/{tar}: sample {row['key']} is not what its row in the manifest says")
+        raise CorruptError(f"{folder}/{tar}: sample {row['key']} does not match its row in the manifest")
     return image
 
 
 def check_rows(identity: Identity, part: Part, shard: int, where: str) -> None:
-    """That a part is of this shard and dataset, as far as it tells. Raises CorruptError; `where` is the part's URL."""
+    """Check that a part belongs to this shard and dataset. Raises CorruptError; `where` is the part's URL."""
     owned = shard_range(identity, shard)
     rejected = {reject.index for reject in part.rejects}
     kept = [index for index in owned if index not in rejected]
@@ -95,7 +95,7 @@ def check_rows(identity: Identity, part: Part, shard: int, where: str) -> None:
 
 
 def open_sealed(folder: Folder) -> Index:
-    """The index of a sealed dataset; the only way in for readers.
+    """The index of a sealed dataset. Every reader starts here.
 
     Raises: DatasetError if there is no dataset or it has no seal; CorruptError if the seal contradicts itself.
     """
@@ -108,7 +108,7 @@ def open_sealed(folder: Folder) -> Index:
             f"{folder}: not finished ({SEAL} is missing); run the job that makes it again to complete it"
         ) from error
     if data.count(b"{") + data.count(b"[") > many + len(identity.classes or []) + 1000 + names:
-        raise CorruptError(f"{folder}/{SEAL}: more entries than {many:,} shards have")  # parsed, they fill the memory
+        raise CorruptError(f"{folder}/{SEAL}: more entries than {many:,} shards have")  # they would fill the memory
     sealed = _json(data, f"{folder}/{SEAL}")
     try:
         schema.check_seal(sealed)
@@ -118,9 +118,7 @@ def open_sealed(folder: Folder) -> Index:
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{folder}/{SEAL}: not an index: {error}") from error
     if not agrees:
-        raise CorruptError(
-            f"{folder}/{SEAL}: does not agree with itself or with {CLAIM}; it was changed after the seal"
-        )
+        raise CorruptError(f"{folder}/{SEAL}: contradicts itself or {CLAIM}; it was changed after the seal")
     pixels = math.prod(index.image_shape)
     for record in records:
         owned = len(shard_range(identity, record.shard))
@@ -135,10 +133,11 @@ def open_sealed(folder: Folder) -> Index:
 
 
 def samples(folder: Folder, index: Index, record: ShardRecord) -> Iterator[Sample]:
-    """A sealed shard's samples in order, or those that a view has chosen: the only way in for whoever decodes them.
+    """A sealed shard's samples in order, or only the selected ones. All decoding starts here.
 
-    Raises: CorruptError or ShardError, naming the shard and the sample, for a tar that is not as sealed, and for
-    samples that are fewer or more, of another shard, of an unknown class, or whose image declares another size.
+    Raises: CorruptError or ShardError, naming the shard and the sample, for a tar that changed after the seal, and for
+            too few or too many samples, samples of another shard or of an unknown class, and images that declare
+            another size.
     """
     if index.chosen_N is not None and not record.samples:
         return
@@ -160,12 +159,12 @@ def samples(folder: Folder, index: Index, record: ShardRecord) -> Iterator[Sampl
             found += 1
             yield sample
     if found != record.samples:
-        meant = "sealed with" if index.chosen_N is None else "the selection names"
-        raise CorruptError(f"{where}: {found:,} samples, {meant} {record.samples:,}")
+        expected = "sealed with" if index.chosen_N is None else "the selection has"
+        raise CorruptError(f"{where}: {found:,} samples, {expected} {record.samples:,}")
 
 
 def read_shard(folder: Folder, record: ShardRecord) -> bytes:
-    """A shard's tar, checked against the seal. Raises CorruptError naming it."""
+    """A shard's tar, checked against the seal. Raises CorruptError naming the tar."""
     return _checked(folder, record.tar, record.bytes, record.sha256)
 
 
@@ -177,29 +176,30 @@ def read_sealed_part(folder: Folder, record: ShardRecord) -> Part:
 
 
 def check_files(folder: Folder, index: Index) -> None:
-    """Everything beside the shards: each sealed file is there and unchanged, and no shard or part is there unsealed."""
+    """Check that every sealed file exists and is unchanged, and that no shard or part exists that is not sealed."""
     for name, sha256 in index.files.items():
         _checked(folder, name, None, sha256)
     sealed = {name for record in index.shards for name in (record.tar, record.part)}
-    strangers = sorted(({*_prefixed(folder, "shards")} | {*_prefixed(folder, "manifest")}) - sealed)
-    if strangers:
-        raise CorruptError(f"{folder}/{strangers[0]}: not in the seal")
+    unsealed = sorted(({*_prefixed(folder, "shards")} | {*_prefixed(folder, "manifest")}) - sealed)
+    if unsealed:
+        raise CorruptError(f"{folder}/{unsealed[0]}: not in the seal")
 
 
 def check_listed(folder: Folder, index: Index) -> None:
-    """That every shard and part is there, of its size: what one listing of each tells. Raises CorruptError."""
+    """Check that every shard and part exists with its size, by two listings. Raises CorruptError."""
     if wrong := not_listed(folder, index.shards):
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CorruptError(
-            f"{folder}/{wrong[0]}: missing, or of another size than was sealed{more}; to have it made anew delete "
+            f"{folder}/{wrong[0]}: missing, or of another size than was sealed{more}; to make it again, delete "
             f"{SEAL} and its part under manifest/, and start the same command again"
         )
 
 
 def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
-    """Check one shard: both hashes, that tar and part say the same of every sample, one for one, and every image.
+    """Check one shard: both hashes, every sample of the tar against its row in the part, and every image.
 
-    Returns the number of samples, counted in the tar. Raises CorruptError naming file and sample.
+    Returns: the number of samples, counted in the tar.
+    Raises:  CorruptError naming file and sample.
     """
     where = f"{folder}/{record.tar}"
     data = read_shard(folder, record)
@@ -217,13 +217,13 @@ def check_shard(folder: Folder, index: Index, record: ShardRecord) -> int:
             or image != sample.image
             or hashlib.sha256(image).digest() != row["sha256"]
         ):
-            raise CorruptError(f"{where}: sample {row['key']} is not what its row in {record.part} says")
+            raise CorruptError(f"{where}: sample {row['key']} does not match its row in {record.part}")
         pixels(folder, index, sample)
     return len(found)
 
 
 def pixels(folder: Folder, index: Index, sample: Sample) -> Pixels:
-    """A sealed sample's image, decoded. Raises CorruptError naming shard and sample for one that cannot be."""
+    """A sealed sample's image, decoded. Raises CorruptError naming shard and sample if it cannot be decoded."""
     try:
         image = images.decode(sample.image, index.image_shape[2])
         if image.shape != index.image_shape:
@@ -235,7 +235,7 @@ def pixels(folder: Folder, index: Index, sample: Sample) -> Pixels:
 
 
 def _copies(index: Index, owned: range) -> np.ndarray:
-    """copies_S: how often each sample comes that a shard may have; all once, or as a view has chosen."""
+    """copies_S: how often each sample of a shard occurs: once, or as the selection says."""
     if index.chosen_N is None:
         return np.ones(len(owned), np.int64)
     start, stop = np.searchsorted(index.chosen_N, (owned.start, owned.stop))
@@ -248,6 +248,7 @@ def seal_json(index: Index) -> dict[str, Any]:
         entry = asdict(record)
         del entry["shard"]  # its place in the list
         entries.append(entry)
+    """The content of index.json."""
     return {
         "format": FORMAT,
         "samples": index.samples,
@@ -269,12 +270,12 @@ def _checked(folder: Folder, name: str, size: int | None, sha256: str) -> bytes:
     if size is not None and len(data) != size:
         raise CorruptError(f"{folder}/{name}: {len(data)} bytes, sealed with {size}")
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise CorruptError(f"{folder}/{name}: changed after the seal (its sha256 is another)")
+        raise CorruptError(f"{folder}/{name}: changed after the seal (its sha256 differs)")
     return data
 
 
 def not_listed(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:
-    """The shards and parts that the listings do not have, or with another size."""
+    """The shards and parts that are missing in the listings, or have another size there."""
     listed = {**_prefixed(folder, "shards"), **_prefixed(folder, "manifest")}
     sizes = {name: size for r in records for name, size in ((r.tar, r.bytes), (r.part, r.part_bytes))}
     return sorted(name for name, size in sizes.items() if listed.get(name) != size)

@@ -1,7 +1,7 @@
-"""What dataset.json, index.json and a selection's footer may say: checked when anybody reads one.
+"""The schema and limits of dataset.json, index.json and a selection's footer. Every reader checks them.
 
-A dataset may come from a stranger. What is not of these types and within these limits is refused before a byte of its
-shards is read, and the limits bound the memory that one shard can take.
+A dataset may be hostile. A value of another type or beyond these limits is refused before any shard is read. The limits
+bound the memory that one shard can take.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 MAX_COUNT = 10**12  # a key has 12 digits
 MAX_SHARD_IMAGES = 100_000
-MAX_SHARDS = 10**6  # the seal's index is some 300 bytes a shard, and is read whole
+MAX_SHARDS = 10**6  # index.json has some 300 bytes a shard, and is read whole
 MAX_SHARD_PIXELS = 2 << 30  # bytes of one shard's pixels: a worker holds it in memory
 MAX_IMAGE_SIZE = 1024
 MAX_CLAIM_BYTES = 32 << 20
 MAX_PART_BYTES = 256 << 20
-MAX_SELECTED = 10**8  # samples of a selection, each as often as it is to come: 8 bytes each in every reader's memory
-MAX_SELECTION_BYTES = 1 << 29  # 2.6 a sample, when half of all are taken
+MAX_SELECTED = 10**8  # samples of a selection, repeated by weight: 8 bytes each in every reader's memory
+MAX_SELECTION_BYTES = 1 << 29  # 2.6 a sample, when half of all are selected
 MAX_FOOTER_BYTES = 16 << 20  # 100,000 classes with their counts
-_ENTRY_BYTES, _SEAL_BYTES = 400, 1 << 20  # of a shard in the seal; of all else in it beside the class names
+_ENTRY_BYTES, _SEAL_BYTES = 400, 1 << 20  # of a shard in the seal; of the rest of it, except for class names
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Model = TypeVar("Model", bound=BaseModel)
@@ -26,7 +26,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
 class SchemaError(ValueError):
-    """A field that is not what it may be: its name, its value, what is allowed."""
+    """A field with a value that is not allowed. The text has its name, its value and the allowed ones."""
 
 
 class _Strict(BaseModel):
@@ -69,7 +69,7 @@ class _Selection(_Strict):
 
 
 def check_seal(seal: Any) -> None:
-    """Raises SchemaError for a seal of other fields or types. Whether it is true is for its readers to find."""
+    """Raises SchemaError for a seal of other fields or types. The reader checks whether its content is true."""
     validate(_Seal, seal)
 
 
@@ -96,12 +96,12 @@ def check_size(count: int, shard_size: int, image_size: int, channels: int) -> N
 
 
 def max_tar_bytes(samples: int, pixels: int) -> int:
-    """How large a shard can be: an image that does not shrink, headers and padding."""
+    """The largest size of a shard: images that do not compress, headers and padding."""
     return samples * (2 * pixels + 4096) + 20_480
 
 
 def max_seal_bytes(shards: int, class_names: int) -> int:
-    """How large index.json can be, by what dataset.json says. Names are there as in it."""
+    """The largest size of index.json, by the content of dataset.json. Both have the class names."""
     return _SEAL_BYTES + shards * _ENTRY_BYTES + class_names
 
 

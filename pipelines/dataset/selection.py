@@ -1,11 +1,10 @@
-"""Selections: which samples of a sealed dataset are taken, as one small Parquet file beside it. No shard is touched.
+"""Selections: a subset of the samples of a sealed dataset, as one small Parquet file. No shard changes.
 
     key      as in the manifest, to join with it          index     int64, ascending
-    weight   float32: how often the sample comes in an epoch, a whole number; what jobs/curate.py writes is all 1
+    weight   float32: how often the sample occurs in an epoch, a whole number; jobs/curate.py writes 1
 
-The footer's `ganmill` says of which dataset it is (by its root), by which rule, with what outcome. Readers see a
-dataset through a selection by `narrow`: an index whose shards hold the chosen samples only, and the rest of the code
-reads it like any other.
+The footer's `ganmill` names the dataset (by its root), the rule and the outcome. `narrow` applies a selection to a
+dataset: it gives an index whose shards hold only the selected samples. All other code reads it like any index.
 """
 
 import hashlib
@@ -40,31 +39,31 @@ _KEY_DIGITS = 12
 
 
 class SelectionError(DatasetError):
-    """A selection that is missing, damaged, or of another dataset: one line that says what to do."""
+    """A selection that is missing, damaged, or of another dataset. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a selection's footer tells. Everything in it is plain JSON."""
+    """The footer of a selection. All values are plain JSON."""
 
     dataset: str  # the root of the dataset
     rule: str
     parameters: Mapping[str, str | int | float | None]
-    images: int  # that the dataset holds
+    images: int  # of the dataset
     classes: Sequence[Mapping[str, int | None]]  # {"label", "taken", "of"}; one with label None without classes
-    report: Mapping[str, Any] = field(default_factory=dict)  # what else the rule found
+    report: Mapping[str, Any] = field(default_factory=dict)  # further findings of the rule
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A selection read back. N samples, each as often as its weight says."""
+    """A selection that was read. N samples, each repeated by its weight."""
 
     facts: Facts
-    digest: str  # sha256 of the file: what `sha256sum` prints
+    digest: str  # sha256 of the file, as `sha256sum` prints it
     index_N: np.ndarray  # int64, ascending
 
-    def told(self) -> dict[str, Any]:
-        """What a protocol tells of it."""
+    def protocol(self) -> dict[str, Any]:
+        """The entry for this selection in a protocol."""
         facts = self.facts
         return {**facts.parameters, "digest": self.digest, "rule": facts.rule, "of": facts.images}
 
@@ -78,7 +77,7 @@ def encode(facts: Facts, index_N: np.ndarray, weight_N: np.ndarray | None = None
     footer = canonical({"format": _FORMAT, "selected": len(index_N), **asdict(facts)})
     weight_N = np.ones(len(index_N), np.float32) if weight_N is None else weight_N.astype(np.float32)
     sink = io.BytesIO()
-    # Keys stay plain: as what each adds to the one before they could not be read as a dictionary, see _read_rows.
+    # Keys are PLAIN: with a delta encoding they could not be read as a dictionary, see _read_rows.
     encodings = {"key": "PLAIN", "index": "DELTA_BINARY_PACKED"}
     options = {"compression": "zstd", "use_dictionary": ["weight"], "column_encoding": encodings}
     with pq.ParquetWriter(sink, COLUMNS, store_schema=False, **options) as writer:
@@ -92,15 +91,15 @@ def encode(facts: Facts, index_N: np.ndarray, weight_N: np.ndarray | None = None
 def decode(data: bytes, where: str) -> Selection:
     """Read a selection. `where` is its URL, for errors.
 
-    It may come from a stranger: nothing that describes other types is read, and memory follows from the limits in
-    pipelines.schema, and a page. Raises SelectionError if it is not one.
+    The file may be hostile: metadata that describes other types is refused, and memory is bounded by the limits in
+    schema.py and a page. Raises SelectionError for any other file.
     """
     try:
         meta, footer = manifest.read_footer(data)
         facts = _facts(footer, meta.num_rows)
         index_N = _read_rows(data, meta)
     except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())  # Arrow's have several lines
+        why = " ".join(str(error).split())  # Arrow's texts have several lines
         raise SelectionError(f"{where}: not a selection, or damaged: {why}; make it with jobs/curate.py") from error
     return Selection(facts, hashlib.sha256(data).hexdigest(), index_N)
 
@@ -121,15 +120,15 @@ def split(url: str) -> tuple[Folder, str]:
 
 
 def narrow(index: Index, selection: Selection, where: str) -> Index:
-    """The dataset as a selection shows it. `where` is the selection's URL, for errors.
+    """Apply a selection to a dataset. `where` is the selection's URL, for errors.
 
-    Root and identity stay the dataset's; shards count what was chosen of them. Raises SelectionError for a selection of
-    another dataset, or of samples that it cannot have.
+    Root and identity stay the dataset's; each shard counts its selected samples. Raises SelectionError for a selection
+    of another dataset, or of samples that the dataset cannot have.
     """
     if selection.facts.dataset != index.root:
         raise SelectionError(
-            f"{where}: a selection of the dataset with root {selection.facts.dataset[:12]}, this one's is "
-            f"{index.root[:12]}; give the dataset that it was made of, or make another with jobs/curate.py"
+            f"{where}: made of the dataset with root {selection.facts.dataset[:12]}, but this one has "
+            f"{index.root[:12]}; give that dataset, or make another selection with jobs/curate.py"
         )
     count, size = index.identity.count, index.identity.shard_size
     if selection.index_N[-1] >= count:
@@ -141,7 +140,7 @@ def narrow(index: Index, selection: Selection, where: str) -> Index:
 
 
 def open_through(folder: Folder, url: str | None) -> Index:
-    """A sealed dataset, seen through the selection at `url` if there is one. Raises as open_sealed and narrow."""
+    """A sealed dataset, narrowed by the selection at `url` if there is one. Raises as open_sealed and narrow."""
     index = open_sealed(folder)
     return index if url is None else narrow(index, read(url), url)
 
@@ -151,18 +150,18 @@ def _keys(index: pa.Array) -> pa.Array:
 
 
 def _facts(footer: bytes, rows: int) -> Facts:
-    """The footer's content. Raises ValueError for any other."""
+    """The footer's content. Raises ValueError for a wrong footer."""
     if len(footer) > MAX_FOOTER_BYTES or footer.count(b"{") + footer.count(b"[") > 2 * 100_000 + 1000:
         raise ValueError(f"its footer has {len(footer):,} bytes, or more entries than classes")
-    told = json.loads(footer)
-    schema.check_selection(told)
-    if told.pop("format") != _FORMAT or told.pop("selected") != rows:
-        raise ValueError(f"its footer tells of other rows than its {rows:,}")
-    return Facts(**told)
+    fields = json.loads(footer)
+    schema.check_selection(fields)
+    if fields.pop("format") != _FORMAT or fields.pop("selected") != rows:
+        raise ValueError(f"its footer does not match its {rows:,} rows")
+    return Facts(**fields)
 
 
 def _read_rows(data: bytes, meta: pq.FileMetaData) -> np.ndarray:
-    """index_N, each as often as its weight says. Rows some at a time, keys as a dictionary: a long one is held once."""
+    """index_N, each repeated by its weight. Keys are read as dictionaries: a long key in every row is held once."""
     file = pq.ParquetFile(io.BytesIO(data), metadata=meta, read_dictionary=["key"])
     found = meta.schema.to_arrow_schema()
     if not found.equals(COLUMNS):
@@ -182,7 +181,7 @@ def _read_rows(data: bytes, meta: pq.FileMetaData) -> np.ndarray:
         ).as_py():
             raise ValueError(f"keys between {last + 1} and {index_N[-1]} are not those of their indices")
         if not np.all((weight_N >= 1) & (weight_N <= MAX_SELECTED) & (weight_N == np.floor(weight_N))):
-            raise ValueError("a weight says how often a sample comes in an epoch: a whole number from 1 on")
+            raise ValueError("a weight must be a whole number from 1 on: how often the sample occurs in an epoch")
         total += int(weight_N.sum(dtype=np.float64))
         if total > MAX_SELECTED:
             raise ValueError(f"its weights add up to more than {MAX_SELECTED:,}")

@@ -1,8 +1,8 @@
-"""Shards: WebDataset tars whose bytes follow from their samples alone, and the guarded way to read them back.
+"""Shards: WebDataset tars whose bytes depend on their samples alone, and a strict reader for them.
 
 A shard is plain ustar with mtime, uid and gid 0 and its members in order: `KEY.png`, then `KEY.cls` where there are
-classes. The bytes equal what tarfile writes in USTAR_FORMAT, at six times its rate: the header is formatted once by
-tarfile and then only name, size and checksum are filled in.
+classes. The bytes equal those of tarfile in USTAR_FORMAT, at six times its rate: tarfile formats one header, and then
+only name, size and checksum are filled in.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ EXTENSIONS = ("png", "jpg", "webp")  # of images in a shard
 _NAME = re.compile(rb"[0-9]{12}\.(?:png|jpg|webp|cls)")
 _LABEL = re.compile(rb"[0-9]{1,9}")
 _TEMPLATE = tarfile.TarInfo().tobuf(format=tarfile.USTAR_FORMAT)
-# The checksum counts its own field as eight spaces, and the size field's digits are counted as they are.
+# The checksum counts its own field as eight spaces. The digits of the size are added later.
 _CHECKSUM = sum(_TEMPLATE[:124]) + sum(_TEMPLATE[136:148]) + sum(_TEMPLATE[156:]) + 8 * ord(" ")
-# A header as `pack` writes it: name, size in octal and checksum, and the template around them. Its 512 bytes hold the
-# name's padding to 100, as all else has its length.
+# A header as `pack` writes it: name, size in octal and checksum, and the template around them. All other fields have a
+# fixed length, so a match of 512 bytes means that the name is padded to 100.
 _HEADER = re.compile(
     b"(%s)\0+" % _NAME.pattern
     + re.escape(_TEMPLATE[100:124])
@@ -37,11 +37,11 @@ _HEADER = re.compile(
 
 
 class CorruptError(ValueError):
-    """Bytes that are not those that were written; the text names the file."""
+    """Bytes that differ from those that were written. The text names the file."""
 
 
 class ShardError(CorruptError):
-    """A shard that does not hold what it should."""
+    """A shard with wrong content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A shard's bytes, and where in them each image lies."""
+    """A shard's bytes, and the place of each image in them."""
 
     data: bytes
     index: list[int]
@@ -92,7 +92,7 @@ def unpack(data: bytes, where: str) -> Iterator[Sample]:
     """The samples of one of our own shards, grouped by webdataset's rules. `where` is the shard's URL, for errors.
 
     `data` must have been checked against the dataset's index: a tar cut between two members reads without error.
-    Raises ShardError, naming the member, for anything that `pack` does not write.
+    Raises ShardError, naming the member, for any content that `pack` does not write.
     """
     last = -1
     try:
@@ -102,7 +102,7 @@ def unpack(data: bytes, where: str) -> Iterator[Sample]:
             if len(found) != 1:
                 raise ShardError(f"{where}: sample {sample['__key__']} has {len(found) or 'no'} images")
             if index <= last:
-                raise ShardError(f"{where}: sample {sample['__key__']} is there twice, or not in order")
+                raise ShardError(f"{where}: sample {sample['__key__']} is there twice, or out of order")
             last = index
             yield Sample(index, found[0], None if label is None else int(label))
     except ValueError as error:
@@ -112,10 +112,9 @@ def unpack(data: bytes, where: str) -> Iterator[Sample]:
 
 
 def _members(data: bytes, where: str) -> Iterator[dict[str, Any]]:
-    """The files of a shard, as webdataset's readers give them: five times as fast as through tarfile.
+    """The files of a shard, as webdataset's readers give them, five times as fast as with tarfile.
 
-    A header that is not the one that `pack` would write is refused: with it links, devices, extended headers, paths,
-    other kinds of file, and whatever else a tar may hold.
+    Any header that `pack` would not write is refused: links, devices, extended headers, paths, other kinds of file.
     """
     if not data or len(data) % tarfile.RECORDSIZE:
         raise ShardError(f"{where}: not a plain ustar file")
@@ -133,11 +132,11 @@ def _members(data: bytes, where: str) -> Iterator[dict[str, Any]]:
         yield {"fname": name, "data": content, "__url__": where}
         start += BLOCK + size + -size % BLOCK
     if data[start:].strip(b"\0"):
-        raise ShardError(f"{where}: something follows its end")
+        raise ShardError(f"{where}: data follows its end")
 
 
 def _stranger(header: bytes) -> str:
-    """What is wrong with a header that is not ours."""
+    """The defect of a header that `pack` did not write."""
     name = header[:100].rstrip(b"\0").decode("latin-1")
     if header[257:262] != b"ustar":
         return "not a plain ustar file"

@@ -1,12 +1,12 @@
-"""Datasets: the claim, what is missing, the commit of a shard, the seal, and the check of every byte.
+"""Write a dataset: claim it, find the missing shards, commit each shard, seal it.
 
-    dataset.json            the claim: identity (all that decides the bytes) and the settings it was made with
+    dataset.json            the claim: identity (all that decides the bytes) and the settings of the run
     shards/000000.tar       WebDataset shards; shard s owns the indices [s*S, (s+1)*S)
-    manifest/000000.parquet its part, written after it: the shard is done
-    index.json              the seal, written last: hashes and counts of everything; readers accept only sealed datasets
+    manifest/000000.parquet its part, written after it: marks the shard as done
+    index.json              the seal, written last: all hashes and counts; readers accept only sealed datasets
 
-A run that died leaves a claim and some parts. The next one lists the parts once and does what is missing; since each
-shard's bytes follow from the identity and its number alone, nobody can tell how often it was tried.
+A run that died leaves a claim and some parts. The next run lists the parts once and makes the missing shards. The bytes
+of a shard depend on the identity and its number alone, so a repeated attempt gives the same bytes.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ def check_size(count: int, shard_size: int, image_size: int, channels: int) -> N
 def claim(
     folder: Folder, identity: Identity, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Take the folder for a dataset of this identity, or go on with one that has it.
+    """Claim the folder for a dataset of this identity, or continue a dataset that has it.
 
-    A larger `count` with all else equal extends: the seal is taken off, a short last shard is to be done again.
+    A larger `count` with all else equal extends the dataset: the seal is removed, and a short last shard is made again.
 
-    Args:   facts: what the claim says beside the two, for people; nobody compares it.
+    Args:   facts: further entries of the claim, for people; they are never compared.
     Raises: DatasetError naming the first field that differs, both values and what to do.
     """
     try:
@@ -54,7 +54,7 @@ def claim(
         return
     first = differences[0]
     if [d.field for d in differences] == ["count"] and first.now > first.before:
-        # In this order a crash at any point leaves a dataset that the next start completes right.
+        # In this order the next start completes the dataset correctly after a crash at any point.
         folder.delete(SEAL)
         if first.before % identity.shard_size:
             folder.delete(manifest.part_name(first.before // identity.shard_size))
@@ -64,7 +64,7 @@ def claim(
 
 
 def missing(folder: Folder, shards: int) -> list[int]:
-    """The shards of a claimed dataset that are not done yet. One listing, however many there are."""
+    """The shards of a claimed dataset that are not done yet, by one listing."""
     done = folder.list("manifest")
     return [shard for shard in range(shards) if f"{shard:06d}.parquet" not in done]
 
@@ -78,7 +78,10 @@ def commit(
     rejects: Iterable[Reject] = (),
     extension: str = "png",
 ) -> ShardRecord:
-    """Publish one shard: its tar, then its part."""
+    """Publish one shard: its tar, then its part.
+
+    Args:   extra: the producer's own columns, one value a sample. extension: the images' file ending.
+    """
     packed = shards.pack(samples, extension)
     rejects = list(rejects)
     data = manifest.encode(producer, shard, packed, extra, rejects)
@@ -88,7 +91,7 @@ def commit(
 
 
 def discard(folder: Folder, name: str) -> None:
-    """Remove a folder of what only the making needed; what cannot be removed now is tried again at the next start."""
+    """Remove a folder of intermediate files. The next start tries again with those that cannot be removed now."""
     with contextlib.suppress(OSError):
         for file in folder.list(name):
             folder.delete(f"{name}/{file}")
@@ -101,8 +104,9 @@ def records_of(
 ) -> Iterator[tuple[ShardRecord, tuple[Reject, ...]]]:
     """The records and rejects of shards that earlier runs finished: from the journal, else from their parts.
 
-    Raises: CorruptError naming a part that is damaged, or of another dataset. A tar is not read again: the seal names
-    the hash that was written down with it, by which readers and verify find what has changed since.
+    A tar is not read again: the seal gets the hash that its part records, with which readers find later changes.
+
+    Raises: CorruptError naming a part that is damaged, or of another dataset.
     """
     sizes = folder.list("manifest")
     unknown = []
@@ -118,7 +122,7 @@ def records_of(
 
 
 def _finished(folder: Folder, identity: Identity, shard: int) -> tuple[Part, ShardRecord]:
-    """A shard of an earlier run. Its part is whole and of this dataset; its first image is the one that it names."""
+    """A shard of an earlier run, after a check that its part belongs to this dataset and matches its first image."""
     try:
         part, record = read_part(folder, shard)
         where = f"{folder}/{record.part}"
@@ -131,8 +135,8 @@ def _finished(folder: Folder, identity: Identity, shard: int) -> tuple[Part, Sha
 
 
 def remake(shard: int) -> str:
-    """What to do about a shard of a dataset in the making."""
-    return f"delete {manifest.part_name(shard)} and start the same command again: the shard is made anew"
+    """The remedy for a damaged shard of an unsealed dataset."""
+    return f"delete {manifest.part_name(shard)} and start the same command again, which makes the shard again"
 
 
 def seal(
@@ -142,17 +146,17 @@ def seal(
     extras: Mapping[str, bytes],
     existing: Collection[str] = (),
 ) -> Index:
-    """Check that every shard is there, whole and of the right size, then publish `extras` and the seal.
+    """Check that every shard exists with its size, then publish `extras` and the seal.
 
-    Args:   records: every shard of the dataset. extras: name -> content of the files that go beside the shards.
-            existing: names of files that are there already and are sealed too.
-    Raises: CorruptError naming shards that are missing or short.
+    Args:   records: every shard of the dataset. extras: name -> content of the files beside the shards.
+            existing: names of existing files that are sealed too.
+    Raises: CorruptError naming shards that are missing or of another size.
     """
     wrong = not_listed(folder, records.values())
     if wrong or sorted(records) != list(range(num_shards(identity))):
         raise CorruptError(
             f"{folder}: cannot be sealed: missing or of another size: {', '.join(wrong[:10]) or 'shards'}; "
-            "delete the shard's part under manifest/ and start again: it is made anew"
+            "delete the shard's part under manifest/ and start again, which makes it again"
         )
     for name in {"", "shards", "manifest", *(file.rpartition("/")[0] for file in existing)}:
         folder.sweep(name)

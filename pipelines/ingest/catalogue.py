@@ -1,10 +1,10 @@
-"""Which image of a source is at which index: drawn up once by the driver, read a shard's worth at a time by workers.
+"""The catalogue: which image of a source has which index. The driver plans it once; workers read one shard's rows.
 
-    catalogue/000000.parquet   the items of some shards, a row group a shard, beside the dataset until it is sealed
+    catalogue/000000.parquet   the items of some shards, one row group a shard; removed after the seal
 
-The order is that of a hash of the seed and the item's name (or of its block, whose items stay together): a fair shuffle
-that needs no list of everything. What goes to the holdout is decided by another hash of the name alone, so an image
-keeps its side when others are added. Names and the rest stay on local disk; memory holds some 40 bytes an item.
+The order is that of a hash of the seed and the item's name, or of its block's name: the items of a block stay together.
+That is a fair shuffle without a list of all items. Another hash, of the name alone, decides about the holdout: an image
+keeps its side when others are added. The items are in a file on local disk; memory holds some 40 bytes for each.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pipelines.storage.folder import Folder, MissingError
 FOLDER = "catalogue"
 ROWS_A_FILE = 65_536
 MAX_CLASSES = 100_000
-MAX_NAME = 1000  # letters of a class's name, as pipelines/dataset/schema.py has it
+MAX_NAME = 1000  # letters of a class name, as in pipelines/dataset/schema.py
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -44,7 +44,7 @@ class Catalogue:
     table: pa.Table  # of all items, memory-mapped
     rows_N: np.ndarray  # of `table`, one an index
     classes: list[str] | None
-    digest: str  # of names, sizes, places in their files and labels: resuming on another source is refused
+    digest: str  # of names, sizes, offsets and labels: a run does not continue with another source
 
     def __len__(self) -> int:
         return len(self.rows_N)
@@ -54,7 +54,7 @@ class Catalogue:
         return name
 
     def publish(self, folder: Folder, shard_size: int) -> None:
-        """Write the files that workers read. Those of a run that was cut off are written again, the same."""
+        """Write the files that workers read. A second run writes the same files."""
         numbers = {name: number for number, name in enumerate(self.classes or [])}
         step = _shards_a_file(shard_size) * shard_size
         for number, start in enumerate(range(0, len(self), step)):
@@ -75,22 +75,22 @@ class Reader:
         self._number, self._file = -1, b""
 
     def shard(self, shard: int) -> tuple[list[Item], list[int | None]]:
-        """The items of a shard, and their labels. Raises SourceError if the catalogue is not this dataset's."""
+        """The items of a shard, and their labels. Raises SourceError for the catalogue of another dataset."""
         number, group = divmod(shard, self._shards_a_file)
         if number != self._number:
             name = f"{FOLDER}/{number:06d}.parquet"
             try:
                 self._number, self._file = number, self._folder.read(name)
             except MissingError as error:
-                raise SourceError(f"{self._folder}/{name}: gone: did another run seal this dataset?") from error
+                raise SourceError(f"{self._folder}/{name}: missing: did another run seal this dataset?") from error
         file = pq.ParquetFile(io.BytesIO(self._file))
         if file.metadata.metadata.get(_DIGEST) != self._digest.encode():
-            raise SourceError(f"{self._folder}/{FOLDER}: drawn up for another source; start the command again")
+            raise SourceError(f"{self._folder}/{FOLDER}: planned for another source; start the command again")
         *columns, labels = (column.to_pylist() for column in file.read_row_group(group).columns)
         return [Item(*row) for row in zip(*columns, strict=True)], labels
 
 
-def draw_up(
+def plan(
     items: Iterable[Item],
     where: str,
     declared: list[str] | None,
@@ -99,13 +99,13 @@ def draw_up(
     holdout: float,
     scratch: Path,
 ) -> tuple[Catalogue, Catalogue | None]:
-    """Put a source's items in order: a catalogue, and one of the holdout where that is more than 0.
+    """Put a source's items in order.
 
-    Args:   where: the source, for errors. declared: the classes, where the source declares them.
-            labelled: False to forget the labels. holdout: the share of the images that is held out.
-            scratch: a local folder that is there as long as the catalogues.
-    Raises: SourceError if there are no items, two of one name, more classes than a label can mean, or a name that no
-            class can have.
+    Args:    where: the source, for errors. declared: the classes, where the source declares them.
+             labelled: False to ignore the labels. holdout: the share of the images that is held out.
+             scratch: a local folder that must exist as long as the catalogues.
+    Returns: the catalogue, and that of the holdout; None for a share of 0.
+    Raises:  SourceError if there are no items, two items of one name, too many classes, or an invalid class name.
     """
     file = scratch / "items.arrow"
     keys, names = [], []
@@ -114,14 +114,14 @@ def draw_up(
         for batch in _batched(items, ROWS_A_FILE):
             columns = list(zip(*batch, strict=True))
             if odd := next((name for name in (*columns[0], *columns[4]) if name and not _is_utf8(name)), None):
-                raise SourceError(f"{where}: {odd!r}: a name that is not UTF-8; give it another")
+                raise SourceError(f"{where}: {odd!r}: this name is not UTF-8; rename it")
             keys.append(_hashes((block or name for name, block in zip(columns[0], columns[5], strict=True)), f"{seed}"))
             names.append(_hashes(columns[0], "name"))
             labels = columns[4] if labelled else [None] * len(batch)
             found.update(label for label in labels if label is not None)
             if len(found) > MAX_CLASSES:
                 raise SourceError(
-                    f"{where}: more than {MAX_CLASSES:,} classes: is this column a label? See --label-column"
+                    f"{where}: more than {MAX_CLASSES:,} classes: is this the column of labels? See --label-column"
                 )
             writer.write_batch(pa.record_batch([*map(pa.array, columns[:4]), pa.array(labels, pa.string())], _SCHEMA))
     if not keys:
@@ -164,11 +164,11 @@ def _check_unique(table: pa.Table, name_N: np.ndarray, where: str) -> None:
     for same in np.flatnonzero(name_N[order_N][1:] == name_N[order_N][:-1]):
         first, second = (table["name"][int(order_N[i])].as_py() for i in (same, same + 1))
         if first == second:
-            raise SourceError(f"{where}: {first}: is there twice; each image needs a name of its own")
+            raise SourceError(f"{where}: {first}: occurs twice; each image needs a unique name")
 
 
 def _classes(declared: list[str] | None, found: set[str]) -> list[str] | None:
-    """The class names: as declared, else sorted, numbers by their value."""
+    """The class names: as declared, else sorted, and numbers by value. None for a single class."""
     if declared is not None or len(found) < 2:
         return declared
     if all(name.isdecimal() and name.isascii() for name in found):

@@ -1,8 +1,9 @@
-"""Duplicates among images: `exact` by all pixels, `near` by a perceptual hash; the first of several is kept.
+"""Duplicates among images: `exact` by all pixels, `near` by a perceptual hash. The first of several is kept.
 
-Near: the 64-bit hash of at most NEAR_BITS other bits, and a 4x4 thumbnail of at most NEAR_LEVELS other grey levels in
-each of its values. The hash sees shapes and no colours, so the thumbnail has to agree too: a red heart is no duplicate
-of a blue one. The hash is the signs of the 8x8 lowest frequencies around their median (pHash: Zauner 2010).
+Two images are near if their 64-bit hashes differ in at most NEAR_BITS bits, and the values of their 4x4 thumbnails by
+at most NEAR_LEVELS grey levels. The hash depends on shapes only, so the thumbnail is needed for colours: a red heart is
+no duplicate of a blue one. A bit of the hash says whether one of the 8x8 lowest frequencies is above their median
+(pHash: Zauner 2010).
 """
 
 import hashlib
@@ -16,27 +17,27 @@ from pipelines.images import Pixels
 
 NEAR_BITS = 3
 NEAR_LEVELS = 24
-_BANDS = NEAR_BITS + 1  # two hashes that differ in 3 bits agree in one of 4 bands
+_BANDS = NEAR_BITS + 1  # two hashes that differ in 3 bits are equal in at least one of 4 bands
 _BAND_BITS = 64 // _BANDS
 EXACT_BYTES = 16
 
 
 def code(image_HWC: Pixels, mode: str) -> bytes:
-    """What is compared of an image: 16 bytes for `exact`, 8 and a thumbnail of 16 or 48 for `near`."""
+    """The code by which an image is compared: 16 bytes for `exact`, 8 and a thumbnail of 16 or 48 for `near`."""
     if mode == "exact":
         return hashlib.blake2b(image_HWC.tobytes(), digest_size=EXACT_BYTES).digest()
     grey = image_HWC if image_HWC.shape[2] == 1 else cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:8, :8].ravel()
-    bits = np.packbits(low > np.median(low[1:]))  # without the mean, which says nothing of the shape
+    bits = np.packbits(low > np.median(low[1:]))  # without the mean, which does not depend on the shape
     thumbnail = cv2.resize(image_HWC, (4, 4), interpolation=cv2.INTER_AREA)
     return bits.tobytes() + thumbnail.tobytes()
 
 
 def find(codes: Iterable[bytes], mode: str) -> dict[int, int]:
-    """The duplicates among images, in the order in which they are to be kept: number -> number of the one kept.
+    """The duplicates among images: number -> number of the image that is kept. Of duplicates the first is kept.
 
-    Holds some 150 bytes an image for `exact`, 600 for `near`.
+    Needs some 150 bytes of memory an image for `exact`, 600 for `near`.
     """
     return _exact(codes) if mode == "exact" else _near(codes)
 
@@ -48,7 +49,7 @@ def _exact(codes: Iterable[bytes]) -> dict[int, int]:
 
 
 def _near(codes: Iterable[bytes]) -> dict[int, int]:
-    """Each image against those kept before it that share a band with it; what is a duplicate itself keeps none away."""
+    """Compare each image with the kept ones that share a band with it. A duplicate never removes another image."""
     found: dict[int, int] = {}
     bands: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     thumbnails: dict[int, np.ndarray] = {}

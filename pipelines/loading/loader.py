@@ -1,4 +1,4 @@
-"""One rank's batches from a sealed dataset on any store: checked shards in, uint8 pixels out, in the plan's order."""
+"""The batches of one rank from a sealed dataset on any store: checked shards in, uint8 pixels out, in planned order."""
 
 import queue
 import threading
@@ -30,10 +30,10 @@ class Batch:
 
 
 def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, step: int) -> Generator[Batch, None, None]:
-    """The rank's batches from global step `step` on, for ever: epoch after epoch.
+    """The rank's batches from global step `step` on, epoch after epoch without end.
 
-    Reading and decoding go on in a thread, a few batches ahead. Raises what that thread raised: CorruptError for a
-    shard that is not as sealed.
+    A thread reads and decodes a few batches ahead. Its errors are raised here: CorruptError for a shard that changed
+    after the seal.
     """
     ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH_BATCHES)
     closed = threading.Event()
@@ -51,7 +51,7 @@ def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, ste
                 put(batch)
                 if closed.is_set():
                     return
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # the consumer raises it
             put(error)
 
     thread = threading.Thread(target=produce, name="loader", daemon=True)
@@ -68,7 +68,7 @@ def batches(folder: Folder, index: Index, plan: Plan, rank: int, world: int, ste
 
 
 def in_order(folder: Folder, index: Index, record: ShardRecord, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A shard's images_NHWC and label_N (-1 without a class), `size` at a time, as they lie there."""
+    """A shard's images_NHWC and label_N (-1 without a class), `size` at a time, in the order of the shard."""
     line = reader.samples(folder, index, record)
     while taken := list(islice(line, size)):
         labels = [-1 if sample.label is None else sample.label for sample in taken]
@@ -76,7 +76,7 @@ def in_order(folder: Folder, index: Index, record: ShardRecord, size: int) -> It
 
 
 def at(folder: Folder, index: Index, position: int) -> tuple[str, Pixels]:
-    """The key and pixels of the image at a position among all that the dataset holds. Reads its whole shard."""
+    """Key and pixels of the image at a position among all images of the dataset. Reads its whole shard."""
     for record in index.shards:
         if position < record.samples:
             sample = next(islice(reader.samples(folder, index, record), position, None))
@@ -101,7 +101,7 @@ def _produce(folder: Folder, index: Index, plan: Plan, rank: int, world: int, st
 
 
 def _stream(folder: Folder, index: Index, plan: Plan, epoch: int, stream: int, start: int) -> Iterator[Sample]:
-    """One stream's samples from position `start` on. Shards wholly before the window of `start` are not read."""
+    """One stream's samples from position `start` on. Shards before the window of `start` are not read."""
     window = start // plan.window
     line = _read(folder, index, order.spans(plan, epoch, stream), window * plan.window)
     skip = start - window * plan.window

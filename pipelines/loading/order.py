@@ -1,12 +1,12 @@
-"""Who reads what, when: the order of samples as a pure function of (seed, epoch, position), never of ranks or workers.
+"""The order of samples: a pure function of (seed, epoch, position), never of ranks or workers.
 
-An epoch's shards are permuted and laid end to end; the line of N samples is cut into C equal *streams* (C is fixed by
-the plan, not by the world size). Each stream is shuffled in windows of bounded size. A global batch takes B/C samples
-from every stream in turn, and rank r of W reads streams [r*C/W, (r+1)*C/W), rounded down. So the global batch at a step
-is the same for every world size, every rank takes the same number of steps, and a position can be reached again without
-reading what came before its window.
+An epoch permutes the shards and concatenates them. The sequence of N samples is cut into C equal *streams*; C depends
+on the plan, not on the world size. Each stream is shuffled in windows of bounded size. A global batch takes B/C samples
+from every stream, and rank r of W reads the streams [r*C/W, (r+1)*C/W), rounded down. So the global batch at a step is
+the same for every world size, every rank takes the same number of steps, and a resumed run reads no sample before the
+current window.
 
-What does not fill a batch is left out of its epoch: fewer than B + C samples, others each time.
+An epoch leaves out the samples that do not fill a batch: fewer than B + C, different ones in each epoch.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ MAX_STREAMS = 64
 
 
 class OrderError(ValueError):
-    """A batch, dataset and number of workers that do not go together: one line that says what does."""
+    """A batch, a dataset and a number of workers that do not fit together. The text says what does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that decides the order. `counts`: samples of each shard. `window`: samples a stream shuffles at a time."""
+    """All that decides the order. `counts`: samples of each shard. `window`: samples that a stream shuffles at once."""
 
     counts: tuple[int, ...]
     batch: int
@@ -42,12 +42,12 @@ class Plan:
 
     @property
     def stream_length(self) -> int:
-        """Samples that a stream has in an epoch."""
+        """Samples of a stream in an epoch."""
         return sum(self.counts) // self.streams
 
     @property
     def stream_batch(self) -> int:
-        """Samples that each stream gives to a global batch."""
+        """Samples of each stream in a global batch."""
         return self.batch // self.streams
 
     @property
@@ -56,7 +56,7 @@ class Plan:
 
 
 def make_plan(counts: tuple[int, ...], batch: int, shuffle: int, seed: int) -> Plan:
-    """The plan of a dataset: as many streams as divide the batch, up to one a shard and MAX_STREAMS.
+    """The plan of a dataset: the most streams that divide the batch, at most one a shard and MAX_STREAMS.
 
     Raises: OrderError if the dataset has fewer samples than one batch.
     """
@@ -70,14 +70,14 @@ def make_plan(counts: tuple[int, ...], batch: int, shuffle: int, seed: int) -> P
 
 
 def share(plan: Plan, rank: int, world: int) -> range:
-    """The streams that a rank reads: as many as every other, or one more where `world` does not divide them."""
+    """The streams of a rank. Where `world` does not divide them, some ranks have one more."""
     return range(rank * plan.streams // world, (rank + 1) * plan.streams // world)
 
 
 def check_workers(plan: Plan, workers: int, equal: bool = True) -> None:
-    """Raises OrderError naming the numbers of workers that go, unless `workers` ranks can share the plan's streams.
+    """Raises OrderError naming the possible numbers of workers, unless `workers` ranks can share the plan's streams.
 
-    Args: equal: every rank must get as many; else one more or less will do.
+    Args: equal: every rank must get the same number of streams; else they may differ by one.
     """
     if workers > plan.streams or (equal and plan.streams % workers):
         possible = ", ".join(str(n) for n in range(1, plan.streams + 1) if plan.streams % n == 0)
@@ -104,7 +104,7 @@ def spans(plan: Plan, epoch: int, stream: int) -> list[Span]:
 
 
 def window_order(plan: Plan, epoch: int, stream: int, window: int) -> np.ndarray:
-    """The order in which a window's samples are taken: a permutation of its length."""
+    """The order of a window's samples: a permutation of its length."""
     length = min(plan.window, plan.stream_length - window * plan.window)
     return np.random.default_rng([plan.seed, epoch, stream, window]).permutation(length)
 

@@ -1,4 +1,4 @@
-"""What every source is: a stream of items on the driver, and their contents, a shard's worth at a time, on a worker."""
+"""The interface of a source: the driver streams its items; a worker reads the contents of one shard's items."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,43 +14,43 @@ import numpy as np
 from pipelines.images import ImageError, LimitError, Pixels
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
-OTHER_SPLIT = "not of --split"  # why something was left out
-AHEAD = 16  # requests to a store at once, of one worker: a store answers in 20 ms what a disk does in one
+OTHER_SPLIT = "not of --split"  # a reason to ignore a file
+AHEAD = 16  # concurrent requests of one worker: a store answers in 20 ms, a disk in one
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class SourceError(ValueError):
-    """A source that cannot be ingested as asked: one line that says what to do."""
+    """A source that cannot be ingested as requested. The text says what to do."""
 
 
 class Item(NamedTuple):
     """One image of a source."""
 
-    name: str  # where it comes from, relative to the source and unique in it: the manifest's `source` column
+    name: str  # relative to the source and unique in it: the manifest's `source` column
     place: str  # the file of the source that holds it
-    offset: int = 0  # its bytes in that file, its number there, or what else finds it
-    size: int = -1  # in bytes; -1 if the listing does not know
+    offset: int = 0  # of its bytes in that file, its number there, or a checksum
+    size: int = -1  # in bytes; -1 if unknown
     label: str | None = None  # its class, by name
-    block: str = ""  # items of one block are read together, and stay together; '' for one that stands alone
+    block: str = ""  # items of one block are read together and stay together; '' for a single item
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What of a source is wanted, and what it is called there."""
+    """The part of a source that is read, and the names of its columns."""
 
     split: str | None = None
-    base: str | None = None  # lists: the folder that their paths are relative to
+    base: str | None = None  # lists: the folder to which their paths are relative
     image_column: str | None = None
     label_column: str | None = None
     max_bytes: int = 64 << 20  # of one image's file
 
 
 class Tally:
-    """What a source lists, and what it leaves out of that and why: nothing is left out without a count."""
+    """Counts what a source lists, and what it ignores and why: nothing is left out without a count."""
 
-    MOST = 1000  # kinds of what is left out; more are counted together, so that strange names do not fill the memory
+    MOST = 1000  # reasons; more are counted together, so that odd names do not fill the memory
 
     def __init__(self) -> None:
         self.listed = 0
@@ -58,7 +58,7 @@ class Tally:
         self._many = False
 
     def over(self, entries: Iterable[T]) -> Iterator[T]:
-        """The entries, each of which is counted as listed: it has to become an item, or be ignored."""
+        """The entries, each counted as listed. Each must become an item or be ignored."""
         for entry in entries:
             self.listed += 1
             yield entry
@@ -69,7 +69,7 @@ class Tally:
             self._many, self._ignored = True, Counter({"others": self._ignored.total()})
 
     def ignore_file(self, name: str) -> None:
-        """A file that is no image, by its ending; also one that is hidden."""
+        """Ignore a file that is hidden or no image; the reason is its ending."""
         path = PurePosixPath(name)
         ending = path.suffix.lower()
         plain = len(ending) <= 16 and ending.isprintable()
@@ -82,57 +82,58 @@ class Tally:
 
     @property
     def ignored(self) -> dict[str, int]:
-        """How many of each kind, in an order that no listing decides."""
+        """The number of each reason, sorted."""
         return dict(sorted(self._ignored.items()))
 
 
-Content = bytes | Pixels | ImageError  # a file's bytes, or pixels [H, W, C], or why there are none
+Content = bytes | Pixels | ImageError  # a file's bytes, or pixels [H, W, C], or the reason why there are none
 
 
 class Source(ABC):
-    """Images that somebody has. Cheap to open: workers do it too."""
+    """Images of a user. Opening a source is cheap: every worker does it."""
 
-    classes: list[str] | None = None  # the classes that it declares; None: those that its items name
-    shape: tuple[int, int] | None = None  # height (= width) and channels, where all images have the same
-    # Of its reader, in a dataset's identity: above 1 where an earlier version read other pictures from the same items.
-    # What that version made is neither continued nor called complete.
+    classes: list[str] | None = None  # as declared by the source; None: the labels of its items
+    shape: tuple[int, int] | None = None  # height (= width) and channels, where they are the same for all images
+    # Of the reader, in a dataset's identity: above 1 where an earlier version read wrong images from the same items. A
+    # dataset of that version is neither continued nor reported as complete.
     revision = 1
-    sealed = False  # every image was decoded once: one that cannot be is damaged, and no reject
+    sealed = False  # True: every image could be decoded before, so that a failure means damage and not a reject
 
     def __init__(self) -> None:
         self.tally = Tally()
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """All items, those of a block one after the other, else in any order; `tally` counts the rest.
+        """All items, those of a block together, else in any order. `tally` counts the rest.
 
         Raises: SourceError.
         """
 
     @abstractmethod
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
-        """The contents of items, in their order. An ImageError stands for an item that cannot be taken.
+        """The contents of items, in their order. An ImageError stands for an item that cannot be read.
 
-        Raises: SourceError for a source that is not as it was when it was listed.
+        Raises: SourceError for a source that changed after it was listed.
         """
 
 
 def is_image(name: str) -> bool:
-    """By its ending, and not one of the hidden files that macOS and others add beside the real ones."""
+    """Whether a file is an image, by its ending. Hidden files are not, as those that macOS adds."""
     return name.lower().endswith(IMAGE_ENDINGS) and not is_junk(name)
 
 
 def is_junk(name: str) -> bool:
+    """Whether a file is hidden, or in a hidden folder."""
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def folder_label(name: str) -> str | None:
-    """The class of a file: the folder it is in."""
+    """The class of a file: the name of its folder."""
     return PurePosixPath(name).parent.name or None
 
 
 def ahead(call: Callable[[T], R], arguments: Iterable[T], at_once: int = AHEAD) -> Iterator[R]:
-    """`map`, with some calls under way at once and no more results waiting than that."""
+    """`map` with some concurrent calls, and at most as many results in memory."""
     waiting = iter(arguments)
     with ThreadPoolExecutor(at_once) as pool:
         running: list[Future[R]] = [pool.submit(call, argument) for argument in islice(waiting, at_once)]
@@ -146,11 +147,11 @@ def too_large(size: int, limit: int) -> ImageError:
 
 
 def changed(where: str, what: str) -> SourceError:
-    return SourceError(f"{where}: {what}: the source changed after it was listed; start again when it is at rest")
+    return SourceError(f"{where}: {what}: the source changed after it was listed; start again when nobody writes to it")
 
 
 def distinct(classes: Iterable[object]) -> list[str]:
-    """Class names, with its number behind the second of one name: labels are by name, and ImageNet has two cranes."""
+    """Class names made unique, by a number after the second of one name: ImageNet has two classes `crane`."""
     names: dict[str, None] = {}
     for number, name in enumerate(map(str, classes)):
         while name in names:
@@ -160,7 +161,7 @@ def distinct(classes: Iterable[object]) -> list[str]:
 
 
 def class_of(label: int, classes: list[str] | None, where: str) -> str | None:
-    """The name of a class by its number; None for -1, Hugging Face's way to say that there is none.
+    """The name of a class by its number; None for -1, which means no class in Hugging Face's datasets.
 
     Raises: SourceError for a number that no class has.
     """
@@ -169,12 +170,12 @@ def class_of(label: int, classes: list[str] | None, where: str) -> str | None:
     if label == -1:
         return None
     if not 0 <= label < len(classes):
-        raise SourceError(f"{where}: its label is {label}, of {len(classes):,} classes; mend the source")
+        raise SourceError(f"{where}: its label is {label}, of {len(classes):,} classes; correct the source")
     return classes[label]
 
 
 def find_column(names: Iterable[str], usual: Sequence[str]) -> str:
-    """The first of the usual names that a column has, in whatever case; '' if none has one."""
+    """The first usual name that is a column, in any case; '' without one."""
     exact = [*names]
     lower = {name.lower(): name for name in reversed(exact)}
     return next((name for name in usual if name in exact), "") or next(
@@ -187,7 +188,7 @@ def of_split(names: Sequence[str], split: str | None, where: str, tally: Tally) 
 
     The others are counted as ignored.
 
-    Raises: SourceError if there are several splits and none is chosen, or not that one.
+    Raises: SourceError if there are several splits and none is chosen, or if the chosen one does not exist.
     """
     known = ("train", "validation", "valid", "val", "test")
 
@@ -197,11 +198,11 @@ def of_split(names: Sequence[str], split: str | None, where: str, tally: Tally) 
     found = [word for word in known if any(word in words(name) for name in names)]
     if split is None:
         if len(found) > 1:
-            raise SourceError(f"{where}: holds the splits {', '.join(found)}; say which with --split")
+            raise SourceError(f"{where}: has the splits {', '.join(found)}; choose one with --split")
         return sorted(names)
     chosen = sorted(name for name in names if split.lower() in words(name))
     if not chosen:
-        raise SourceError(f"{where}: no split {split!r}; it holds {', '.join(found) or 'none'}")
+        raise SourceError(f"{where}: no split {split!r}; it has {', '.join(found) or 'none'}")
     others = len(names) - len(chosen)
     tally.listed += others
     if others:

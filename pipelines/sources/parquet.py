@@ -28,13 +28,13 @@ ENDING = ".parquet"
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "bytes", "image_bytes", "content")
 _LABEL_COLUMNS = ("label", "labels", "class", "cls", "fine_label")
-MAX_GROUP_BYTES = 2 << 30  # of a row group's column: it is read whole
+MAX_GROUP_BYTES = 2 << 30  # of one column in a row group, which is read whole
 
 
 class ParquetSource(Source):
-    """Parquet files, one or a folder of them. The rows of a row group are read together.
+    """One Parquet file, or a folder of them. The rows of a row group are one block.
 
-    Args:   names: the files in `folder`, of which those that are called Parquet are read.
+    Args:   names: the files in `folder`. Only those that end in .parquet are read.
     """
 
     def __init__(self, folder: Folder, names: Sequence[str], choice: Choice) -> None:
@@ -46,7 +46,7 @@ class ParquetSource(Source):
         if not tables:
             raise SourceError(f"{folder}: no Parquet files here; check --source and --kind")
         self._names = of_split(tables, choice.split, str(folder), self.tally)
-        self.revision = 2 if len(self._names) > 1 else 1  # 1 took pictures of one file for those of another
+        self.revision = 2 if len(self._names) > 1 else 1  # revision 1 took images of one file for those of another
         self._open_name, self._open_file = "", None
         schema = self._file(self._names[0]).schema_arrow
         where = f"{folder}/{self._names[0]}"
@@ -73,12 +73,12 @@ class ParquetSource(Source):
                     row += 1
 
     def _named(self, schema: pa.Schema) -> list[str] | None:
-        """The classes that a file names for the numbers in its column of labels."""
+        """The class names that a file declares for the numbers in its column of labels."""
         names = _features(schema).get(self._label, {}).get("names")
         return distinct(names) if isinstance(names, list) else None
 
     def _check(self, schema: pa.Schema, where: str) -> None:
-        """Raises SourceError if a file's columns do not mean what the first file's do."""
+        """Raises SourceError if a file's columns differ from the first file's."""
         for column, fits in ((self._image, _is_image), (self._label, _is_label)):
             if column and schema.names.count(column) != 1:
                 times = "no column" if column not in schema.names else "two columns"
@@ -96,20 +96,20 @@ class ParquetSource(Source):
         where = f"{self._folder}/{name}: row"
         odd = next((number for number, value in enumerate(values) if isinstance(value, str)), None)
         if odd is not None:
-            raise SourceError(f"{where} {first + odd}: its label is text, where classes are numbers")
+            raise SourceError(f"{where} {first + odd}: its label is text, but its classes are numbers")
         return [
             None if value is None else class_of(value, self.classes, f"{where} {first + number}")
             for number, value in enumerate(values)
         ]
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
-        place, first, column = "", 0, None  # of the row group that is held
+        place, first, column = "", 0, None  # of the row group in memory
         for item in items:
             if column is None or item.place != place or not first <= item.offset < first + len(column):
                 file = self._file(item.place)
                 group, first = _find(file.metadata, item.offset)
                 if group < 0:
-                    raise changed(f"{self._folder}/{item.place}", f"has no row {item.offset:,} any more")
+                    raise changed(f"{self._folder}/{item.place}", f"row {item.offset:,} is missing")
                 place, column = item.place, self._column(file, item.place, group, self._image)
             value = column[item.offset - first].as_py()
             data = value.get("bytes") if isinstance(value, dict) else value
@@ -127,7 +127,7 @@ class ParquetSource(Source):
             size = _size(file.metadata.row_group(group), column) if column == self._image else 0
             if size > MAX_GROUP_BYTES:
                 raise SourceError(
-                    f"{where}: has {size / 1e9:.1f} GB, which a worker would have to hold; write it with row groups of "
+                    f"{where}: has {size / 1e9:.1f} GB, too much for a worker; write it with row groups of "
                     f"up to {MAX_GROUP_BYTES / 1e9:.1f} GB"
                 )
             found = file.read_row_group(group, columns=[column]).column(column)
@@ -158,12 +158,12 @@ def _size(group: pq.RowGroupMetaData, column: str) -> int:
 
 
 def _in_a_line(error: Exception) -> str:
-    """What Arrow says, which may have several lines."""
+    """An error of Arrow's, whose text may have several lines."""
     return " ".join(str(error).split())
 
 
 def _find(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
-    """The row group that holds a row, and its first row; -1 if none does."""
+    """The row group of a row, and the group's first row; -1 without one."""
     first = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
@@ -174,7 +174,7 @@ def _find(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What Hugging Face's datasets wrote of each column; {} in other files."""
+    """The feature of each column as Hugging Face's datasets describe it; {} in other files."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -195,7 +195,7 @@ def _is_label(kind: pa.DataType) -> bool:
 
 
 def _pick(schema: pa.Schema, wanted: str | None, usual: Sequence[str], flag: str, where: str, fits: Any) -> str:
-    """The column that is wanted, else the first of the usual that is there and fits; '' if there is none."""
+    """The wanted column, else the first usual one that exists and fits; '' without one."""
     kinds = {field.name: field.type for field in schema}
     if wanted is None:
         return find_column((name for name, kind in kinds.items() if fits(kind)), usual)

@@ -1,4 +1,4 @@
-"""The members of a tar from a stranger: names, offsets and sizes, and their contents by range reads.
+"""The members of a tar that may be hostile: names, offsets and sizes, and their contents by range reads.
 
 Nothing is unpacked by its name and nothing is decoded by its ending. Reading stops with an error wherever a tar is not
 what it claims to be: what tarfile skips without an error (a damaged header, a tar that was cut between two members)
@@ -14,19 +14,19 @@ from pipelines.images import ImageError
 from pipelines.sources.base import Content, Item, SourceError, ahead, is_junk, too_large
 from pipelines.storage.folder import Folder
 
-# Pickles, by the endings that webdataset's decoders load them by. They are not read here either way; a dataset that
-# brings some is not one of images.
+# Pickles, by the endings with which webdataset's decoders load them. Nothing here reads them. A dataset with one is
+# not a dataset of images.
 REFUSED_ENDINGS = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".joblib")
 MAX_HEADER_BYTES = 64 << 10  # of a long name or a PAX header
-READ_AT_ONCE = 16 << 20  # neighbours in a tar are read by one request, up to this many bytes
+READ_AT_ONCE = 16 << 20  # neighbours in a tar are read by one request, up to this size
 _MAGIC = {b"\x1f\x8b": ".tar.gz", b"BZh": ".tar.bz2", b"\xfd7zXZ": ".tar.xz"}
 
 
 def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of each file of a tar. ustar, GNU and PAX names are known.
+    """Name, offset and size of each file of a tar, with ustar, GNU or PAX names.
 
-    Raises: SourceError naming the tar and the member: not a tar, damaged, cut short (also between two members), with
-            more behind its end, a link, a device, a name that leads elsewhere, a pickle.
+    Raises: SourceError naming the tar and the member: not a tar, damaged, cut short (also between two members), data
+            after its end, a link, a device, a name that leads elsewhere, a pickle.
     """
     end = file.seek(0, 2)
     file.seek(0)
@@ -35,7 +35,7 @@ def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
     while True:
         header = file.read(tarfile.BLOCKSIZE)
         if start == 0 and (packed := next((name for magic, name in _MAGIC.items() if header.startswith(magic)), "")):
-            raise SourceError(f"{where}: is packed, not a plain tar; call it {packed}")
+            raise SourceError(f"{where}: is packed, not a plain tar; rename it to {packed}")
         if len(header) < tarfile.BLOCKSIZE:
             raise SourceError(f"{where}: cut short after {last}: it has no end mark")
         if not any(header):
@@ -52,7 +52,7 @@ def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
         after = offset if member.isdir() else offset + size + -size % tarfile.BLOCKSIZE
         name = long_name or member.name
         if size < 0 or after > end:
-            raise SourceError(f"{where}: {name}: says that it has {size:,} bytes, which the tar has not; cut short?")
+            raise SourceError(f"{where}: {name}: declares {size:,} bytes, more than the tar has; cut short?")
         if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
             if size > MAX_HEADER_BYTES:
                 raise SourceError(f"{where}: a header of {size:,} bytes after {last}")
@@ -74,19 +74,19 @@ def members(file: IO[bytes], where: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _check_end(file: IO[bytes], start: int, where: str, last: str) -> None:
-    """Raises SourceError if anything but zeros follows the end mark: tar's readers stop there, and never see it."""
+    """Raises SourceError if other data than zeros follow the end mark, where readers of tars stop."""
     file.seek(start)
     while data := file.read(1 << 20):
         if rest := data.lstrip(b"\0"):
             raise SourceError(
-                f"{where}: after {last} it ends, at byte {start:,}, but more follows from byte "
+                f"{where}: it ends after {last}, at byte {start:,}, but more data follow from byte "
                 f"{file.tell() - len(rest):,} on: several tars in one (join them with tar -A, or ingest a folder of "
-                "them), or a header that is lost"
+                "them), or a lost header"
             )
 
 
 def _pax(data: bytes, where: str) -> tuple[str, int]:
-    """Path and size out of a PAX header; '' and -1 where it has none."""
+    """Path and size in a PAX header; '' and -1 where it has none."""
     found: dict[bytes, bytes] = {}
     while data:
         try:
@@ -111,11 +111,11 @@ def _check_name(name: str, where: str) -> None:
     if name.startswith("/") or ".." in parts or "\0" in name or not name.isprintable():
         raise SourceError(f"{where}: {name!r}: a name that leads elsewhere")
     if name.lower().endswith(REFUSED_ENDINGS) and not is_junk(name):
-        raise SourceError(f"{where}: {name}: a pickle has no place among images; take it out")
+        raise SourceError(f"{where}: {name}: a pickle is not allowed among images; remove it")
 
 
 def read_pieces(folder: Folder, items: Sequence[Item], limit: int) -> Iterator[Content]:
-    """The contents of items that are byte ranges of files, neighbours by one request."""
+    """The contents of items that are byte ranges of files. Neighbours are read by one request."""
 
     def piece(run: Sequence[Item]) -> list[Content]:
         start = run[0].offset
@@ -133,7 +133,7 @@ def read_pieces(folder: Folder, items: Sequence[Item], limit: int) -> Iterator[C
 
 
 def _runs(items: Sequence[Item], limit: int) -> Iterator[list[Item]]:
-    """Items that follow each other closely in one file; what is empty or too large stands alone."""
+    """Groups of items that follow each other closely in one file. An empty or too large item is a group of its own."""
     run: list[Item] = []
     for item in items:
         alone = not 0 < item.size <= limit

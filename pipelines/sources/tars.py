@@ -26,14 +26,14 @@ from pipelines.sources.tar_members import members, read_pieces
 from pipelines.storage.folder import Folder
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# Images hardly shrink; what unpacks to more than this is made to fill a disk.
+# Images hardly compress: a larger ratio is an attack on the disk.
 MAX_RATIO = 20
 ALWAYS_ALLOWED = 1 << 30
 _PACKED = (".gz", ".tgz", ".bz2", ".xz")
 
 
 class TarSource(Source):
-    """One tar of a folder tree, packed or not. Its innermost folders are the classes."""
+    """One tar of a folder tree, plain or packed. An image's class is the name of its folder."""
 
     def __init__(self, folder: Folder, name: str, choice: Choice) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class TarSource(Source):
             yield data
 
     def _open(self) -> IO[bytes]:
-        """The tar to seek in: a packed one is unpacked to a temporary file, within limits."""
+        """The tar to seek in. A packed tar is unpacked to a temporary file, within limits."""
         file = self._folder.open(self._name)
         if self._packing not in _PACKED:
             return file
         where = f"{self._folder}/{self._name}"
         allowed = max(ALWAYS_ALLOWED, MAX_RATIO * file.seek(0, 2))
         file.seek(0)
-        unpacked = tempfile.TemporaryFile(prefix="ganmill-")  # noqa: SIM115  # it is what this returns
+        unpacked = tempfile.TemporaryFile(prefix="ganmill-")  # noqa: SIM115  # this function returns it
         try:
             for data in _unpack(file, self._packing):
                 unpacked.write(data)
@@ -91,9 +91,9 @@ class TarSource(Source):
 
 
 def _unpack(file: IO[bytes], packing: str) -> Iterator[bytes]:
-    """What is packed in a file, in pieces of up to 1 MiB. Several streams follow each other, zeros may follow the last.
+    """The unpacked content of a file, in pieces of up to 1 MiB. Several streams may follow each other, then zeros.
 
-    bz2.open and lzma.open pass over whatever else follows a stream; gzip.open does not.
+    bz2.open and lzma.open ignore any other data after a stream; gzip.open does not.
 
     Raises: EOFError, OSError, zlib.error or lzma.LZMAError.
     """

@@ -1,4 +1,4 @@
-"""torchvision's named datasets. The one place here that knows torchvision, and only when one is asked for."""
+"""The datasets of torchvision. Only this module imports torchvision, and only when a user names such a dataset."""
 
 import inspect
 import os
@@ -12,14 +12,14 @@ from pipelines.sources.base import Choice, Content, Item, Source, SourceError, a
 
 
 class TorchvisionSource(Source):
-    """One of torchvision's named datasets, as `torchvision:CIFAR10`; downloaded once a machine, if it is not there.
+    """One of torchvision's named datasets, as `torchvision:CIFAR10`. Each machine downloads it once.
 
-    torchvision checks the files by their published MD5 sums. They lie in $XDG_CACHE_HOME/ganmill/torchvision.
+    torchvision checks the files by their published MD5 sums. They are in $XDG_CACHE_HOME/ganmill/torchvision.
     """
 
     def __init__(self, name: str, choice: Choice) -> None:
         super().__init__()
-        from torchvision import datasets  # slow to import, and seldom wanted
+        from torchvision import datasets  # slow to import, and rarely used
 
         kind = getattr(datasets, name, None)
         if name not in datasets.__all__ or not inspect.isclass(kind):
@@ -42,7 +42,7 @@ class TorchvisionSource(Source):
             self._data: Any = kind(**arguments)
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SourceError(f"--source torchvision:{name}: cannot be had: {text}") from error
+            raise SourceError(f"--source torchvision:{name}: cannot be loaded: {text}") from error
         self._name = f"{name}-{choice.split}" if choice.split else name
         classes = getattr(self._data, "classes", None)
         self.classes = distinct(classes) if isinstance(classes, list | tuple) else None
@@ -50,14 +50,14 @@ class TorchvisionSource(Source):
     def items(self) -> Iterator[Item]:
         labels = getattr(self._data, "targets", None)
         for number in self.tally.over(range(len(self._data))):
-            # Without a list of them, a label costs the decoding of its image.
+            # Without a list of labels, each label needs the decoding of its image.
             label = labels[number] if labels is not None else self._data[number][1]
             yield Item(f"{self._name}#{number}", str(number), label=self._class(label, number))
 
     def _class(self, label: Any, number: int) -> str | None:
         if isinstance(label, int | np.integer) or (hasattr(label, "ndim") and label.ndim == 0):
             return class_of(int(label), self.classes, f"--source torchvision:{self._name}: image {number}")
-        return None  # boxes, masks, captions: no class
+        return None  # boxes, masks or captions are no class
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
         for item in items:

@@ -13,7 +13,7 @@ MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json member
 
 
 class WebDatasetSource(Source):
-    """A folder of tars with samples: members of one name and several endings. A tar's samples are read together.
+    """A folder of tars with samples: members of one name and several endings. The samples of a tar are one block.
 
     Labels come from the `.cls` members, or from the field `label_column` of the `.json` members.
     """
@@ -34,13 +34,13 @@ class WebDatasetSource(Source):
         if packed := sorted(name for name in names if not name.lower().endswith(".tar")):
             raise SourceError(f"{self._folder}/{packed[0]}: shards must be plain .tar; unpack them first")
         names = of_split(names, self._choice.split, str(self._folder), self.tally)
-        # Some tars are looked through at once: on a store each is a row of requests.
+        # Several tars are listed at once: on a store each takes many requests.
         for found, tally in ahead(self._samples, names, at_once=4):
             self.tally.add(tally)
             yield from found
 
     def _samples(self, tar: str) -> tuple[list[Item], Tally]:
-        """A tar's items, and what of its members is neither one nor a label."""
+        """A tar's items, and the count of its other members."""
         where, tally = f"{self._folder}/{tar}", Tally()
         items: list[Item] = []
         with self._folder.open(tar) as file:
@@ -52,11 +52,11 @@ class WebDatasetSource(Source):
                 if key != last:
                     items += self._images(file, tar, last, sample, tally)
                     if key in seen:
-                        raise SourceError(f"{where}: {name}: its key came before: keys must be unique in a shard")
+                        raise SourceError(f"{where}: {name}: its key occurred before: keys must be unique in a shard")
                     seen.add(key)
                     last, sample = key, {}
                 if ending in sample:
-                    raise SourceError(f"{where}: {name}: is there twice")
+                    raise SourceError(f"{where}: {name}: occurs twice")
                 sample[ending] = (offset, size)
             items += self._images(file, tar, last, sample, tally)
         return items, tally
@@ -75,7 +75,7 @@ class WebDatasetSource(Source):
             tally.ignore_file(f"{stem}.{ending}")
         if not images:
             tally.listed += 1
-            yield Item(f"{tar}/{stem}", tar, 0, 0, label, tar)  # a reject, and not a silence
+            yield Item(f"{tar}/{stem}", tar, 0, 0, label, tar)  # it becomes a reject
 
     def _label(self, file: IO[bytes], where: str, sample: dict[str, tuple[int, int]]) -> str | None:
         column = self._choice.label_column

@@ -24,22 +24,22 @@ from pipelines.sources.base import (
 from pipelines.storage.folder import Folder, StorageError
 
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
-_HEADER, _END = b"PK\3\4", b"PK\5\6"  # of a file in a zip, and of the record at its end
+_HEADER, _END = b"PK\3\4", b"PK\5\6"  # the marks of a file in a zip, and of the record at its end
 _TAIL = 22 + (1 << 16)  # that record and the comment behind it
-# Between two files of a zip may lie a field of 28 bytes that Info-ZIP writes, and up to 24 that follow the data. A
-# header and the smallest image have more.
+# Between two files of a zip there may be a field of 28 bytes that Info-ZIP writes, and up to 24 bytes after the data. A
+# header and the smallest image are longer.
 _SLACK = 64
-_TODO = "repair it (zip -FF), or unpack each and ingest the folder"
+_REMEDY = "repair it (zip -FF), or unpack each and ingest the folder"
 
 
 class ZipSource(Source):
-    """A zip of a folder tree. A worker holds its table of contents, some 500 bytes a file."""
+    """A zip of a folder tree. A worker keeps its directory in memory, some 500 bytes a file."""
 
     def __init__(self, folder: Folder, name: str, choice: Choice) -> None:
         super().__init__()
         self._where, self._limit = f"{folder}/{name}", choice.max_bytes
         self._split = f"{choice.split}/" if choice.split else ""
-        self._file = _Sure(folder.open(name), self._where)
+        self._file = _SourceFile(folder.open(name), self._where)
         try:
             self._zip = zipfile.ZipFile(self._file)
         except SourceError:
@@ -54,7 +54,7 @@ class ZipSource(Source):
             if not path.startswith(self._split):
                 self.tally.ignore(OTHER_SPLIT)
             elif is_image(path):
-                # Its checksum stands for its content: a zip that was packed anew is seen to have changed.
+                # The checksum as offset: a change of the content is found, also in a zip that was packed again.
                 yield Item(entry.filename, entry.filename, entry.CRC, entry.file_size, folder_label(path))
             else:
                 self.tally.ignore_file(path)
@@ -63,20 +63,20 @@ class ZipSource(Source):
         for item in items:
             entry = self._zip.NameToInfo.get(item.place)
             if entry is None or (entry.CRC, entry.file_size) != (item.offset, item.size):
-                raise changed(f"{self._where}: {item.place}", "gone" if entry is None else "another file")
+                raise changed(f"{self._where}: {item.place}", "missing" if entry is None else "another file")
             if item.size > self._limit:
                 yield too_large(item.size, self._limit)
                 continue
             try:
                 with self._zip.open(entry) as file:
-                    data = file.read(item.size + 1)  # never more than was declared, whatever it unpacks to
+                    data = file.read(item.size + 1)  # not more than the declared size: it may be a bomb
                 yield data if len(data) == item.size else ImageError("damaged: not of its declared size")
             except _DAMAGED as error:
                 yield ImageError(f"damaged: {error}")
 
 
-class _Sure(io.BufferedIOBase):
-    """A file whose own errors are no OSError: bzip2's are one too, and of an image that it cannot unpack."""
+class _SourceFile(io.BufferedIOBase):
+    """A file whose read errors are SourceErrors. bzip2 also raises OSError, for an image that it cannot unpack."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         self._file, self._where = file, where
@@ -101,16 +101,16 @@ class _Sure(io.BufferedIOBase):
 
 
 def _path(entry: zipfile.ZipInfo) -> str:
-    """An entry's name with `/` between folders: on Windows some write `\\`, as unzip knows too."""
+    """An entry's name with `/` between folders. Some programs on Windows write `\\`; unzip handles it too."""
     windows = entry.create_system == 0 and "/" not in entry.filename
     return entry.filename.replace("\\", "/") if windows else entry.filename
 
 
-def _check_whole(archive: zipfile.ZipFile, file: _Sure, where: str) -> None:
-    """Raises SourceError for a zip with files that its directory does not list: zipfile passes over them in silence.
+def _check_whole(archive: zipfile.ZipFile, file: _SourceFile, where: str) -> None:
+    """Raises SourceError for a zip with files that its directory does not list: zipfile ignores them without an error.
 
-    Of zips that were written one after the other it reads the last one's directory alone. A program that stands before
-    a zip, to unpack it, is no file of it.
+    Of several zips in one file, zipfile reads only the directory of the last. A program before a zip, which unpacks it,
+    is allowed.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _TAIL))
@@ -118,22 +118,22 @@ def _check_whole(archive: zipfile.ZipFile, file: _Sure, where: str) -> None:
     at = tail.rfind(_END)
     listed, comment = struct.unpack("<10xH8xH", tail[at : at + 22])
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-    if listed not in (0xFFFF, len(entries) % (1 << 16)):  # 0xFFFF: it stands elsewhere; old tools count modulo 65,536
-        raise SourceError(f"{where}: its directory lists {len(entries):,} files, its end says {listed:,}: damaged")
+    if listed not in (0xFFFF, len(entries) % (1 << 16)):  # 0xFFFF: it is elsewhere; old tools count modulo 65,536
+        raise SourceError(f"{where}: its directory lists {len(entries):,} files, its end record {listed:,}: damaged")
     rest = tail[at + 22 + comment :]
     if rest.strip(b"\0"):
-        raise SourceError(f"{where}: {len(rest):,} bytes follow its end: a second zip, or a damaged one; {_TODO}")
+        raise SourceError(f"{where}: {len(rest):,} bytes follow its end: a second zip, or a damaged one; {_REMEDY}")
     starts = [*(entry.header_offset for entry in entries), archive.start_dir]
     ends = [0, *(_end(file, entry, start) for entry, start in zip(entries, starts[1:], strict=True))]
     for end, start in zip(ends, starts, strict=True):
         if (found := _find_header(file, end, start)) >= 0:
             raise SourceError(
-                f"{where}: its directory does not list the file at byte {found:,}: two zips in one, or damaged; {_TODO}"
+                f"{where}: its directory does not list the file at byte {found:,}: two zips, or damaged; {_REMEDY}"
             )
 
 
-def _end(file: _Sure, entry: zipfile.ZipInfo, following: int) -> int:
-    """Where an entry's data end, or a few bytes before: its header has fields that the directory has not."""
+def _end(file: _SourceFile, entry: zipfile.ZipInfo, following: int) -> int:
+    """The end of an entry's data, or a few bytes before it: its header may have fields that the directory lacks."""
     name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
     end = entry.header_offset + 30 + len(name) + entry.compress_size
     if following - end > _SLACK:
@@ -142,8 +142,8 @@ def _end(file: _Sure, entry: zipfile.ZipInfo, following: int) -> int:
     return end
 
 
-def _find_header(file: _Sure, start: int, stop: int) -> int:
-    """Where a file's header begins between two places of a zip; -1 if none does."""
+def _find_header(file: _SourceFile, start: int, stop: int) -> int:
+    """The place of a file's header between two places of a zip; -1 without one."""
     if stop - start <= _SLACK:
         return -1
     file.seek(start)

@@ -1,4 +1,4 @@
-"""What object stores have in common: time limits, the meaning of an answer, and files read by ranges."""
+"""The common part of all object stores: time limits, the meaning of an answer, and files read by ranges."""
 
 import io
 from abc import abstractmethod
@@ -16,7 +16,7 @@ CALL_S = 900.0
 _RANGED_BYTES = 64 << 20
 _BUFFER_BYTES = 256 << 10
 
-# What an answer means. Any other text is a reason for the user, and '' an error that may pass.
+# The meanings of an answer. Any other text is a reason for the user, and '' an error that may pass.
 MISSING, EXISTS = "not found", "exists"
 NO_BUCKET = "the bucket does not exist; create it, or check the name"
 CUT = "the file is cut short"

@@ -238,7 +238,7 @@ def test_training_on_a_selection(
     cards = [json.loads(card.read_bytes()) for card in (tmp_path / "run" / "models").glob("*/model.json")]
     assert {card["provenance"]["selection"] for card in cards} == {one.digest}
     for selected, now in ((str(tmp_path / "other.parquet"), '"'), (None, "nothing")):
-        with pytest.raises(UsageError, match=f'begun with selection = "{one.digest}", this run has {now}'):
+        with pytest.raises(UsageError, match=f'claimed with selection = "{one.digest}", this run has {now}'):
             train.main(train.TrainSettings(**given, selection=selected))
 
 
@@ -275,10 +275,10 @@ def test_a_selection_is_refused_by_the_readers_of_another_dataset(
 ) -> None:
     run(synthetic, "top", tmp_path / "s.parquet")
     chosen = {"selection": str(tmp_path / "s.parquet")}
-    with pytest.raises(SelectionError, match="a selection of the dataset with root"):
+    with pytest.raises(SelectionError, match="made of the dataset with root"):
         evaluate.main(evaluate.EvaluateSettings(real=str(digits), fake=str(digits), **chosen))
     preset = train.TrainSettings.preset({"recipe": "digits28"})
-    with pytest.raises(SelectionError, match="a selection of the dataset with root"):
+    with pytest.raises(SelectionError, match="made of the dataset with root"):
         train.main(train.TrainSettings(**preset, data=str(digits), run=str(tmp_path / "run"), **chosen))
     assert not (tmp_path / "run").exists()
 

@@ -257,7 +257,7 @@ def test_a_damaged_shard_is_lost_work(tiny: Tiny, tmp_path: Path) -> None:
         run(real, fake, tmp_path / "out")
     assert str(error.value) == (
         "1 groups of shards could not be measured; the first: CorruptError: "
-        f"{fake}/shards/000001.tar: changed after the seal (its sha256 is another)"
+        f"{fake}/shards/000001.tar: changed after the seal (its sha256 differs)"
     )
 
 

@@ -124,8 +124,8 @@ def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path, plain: Pat
     with pytest.raises(CorruptError) as error:
         make(copy)
     assert str(error.value) == (
-        f"{copy}/shards/000003.tar: not found; delete manifest/000003.parquet and start the same command again: "
-        "the shard is made anew"
+        f"{copy}/shards/000003.tar: not found; delete manifest/000003.parquet and start the same command again, "
+        "which makes the shard again"
     )
     assert not (copy / "index.json").exists()
     (copy / "manifest" / "000003.parquet").unlink()
@@ -153,7 +153,7 @@ def test_another_setting_is_refused(
     with pytest.raises(DatasetError) as error:
         make(copy, **change)
     assert str(error.value) == (
-        f"{copy}: begun with {field} = {before}, this run has {now}; "
+        f"{copy}: claimed with {field} = {before}, this run has {now}; "
         "use the same settings to go on, or another --output"
     )
     assert tree(copy) == tree(plain)
@@ -165,7 +165,7 @@ def test_another_precision_is_refused(make: Make, copy: Path, plain: Path) -> No
     with pytest.raises(DatasetError) as error:
         make(copy, precision={"float32": "fp32", "bfloat16": "bf16"}[other])
     assert str(error.value) == (
-        f'{copy}: begun with arithmetic.dtype = "{begun}", this run has "{other}"; '
+        f'{copy}: claimed with arithmetic.dtype = "{begun}", this run has "{other}"; '
         "use the same settings to go on, or another --output"
     )
 

@@ -197,7 +197,7 @@ def test_a_dataset_that_was_changed_is_not_ingested(taken: Path, tmp_path: Path,
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if "error" in line or "failed" in line]
     assert line.startswith(f"ingest: error: 1 shards of {tmp_path}/real are not done (000000); ")
-    why = f"{path}: sample {row['key']}: its image changed after the seal (its sha256 is another)"
+    why = f"{path}: sample {row['key']}: its image changed after the seal (its sha256 differs)"
     assert f"the first with: CorruptError: {why}. " in line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "real" / "index.json").exists()
@@ -231,11 +231,11 @@ def test_changed_source_is_refused(taken: Path, pictures: Path, tmp_path: Path) 
     with pytest.raises(DatasetError) as error:
         take(grown, taken)
     assert str(error.value) == (
-        f"{taken}: begun with count = 39, this run has 40; use the same settings to go on, or another --output"
+        f"{taken}: claimed with count = 39, this run has 40; use the same settings to go on, or another --output"
     )
     with pytest.raises(DatasetError) as error:
         take(changed, taken)
-    assert str(error.value).startswith(f'{taken}: begun with source = "{digest}", this run has "')
+    assert str(error.value).startswith(f'{taken}: claimed with source = "{digest}", this run has "')
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_changed_setting_is_refused(
     with pytest.raises(DatasetError) as error:
         take(pictures, taken, **change)
     assert str(error.value) == (
-        f"{taken}: begun with {field} = {before}, this run has {now}; "
+        f"{taken}: claimed with {field} = {before}, this run has {now}; "
         "use the same settings to go on, or another --output"
     )
 
@@ -299,7 +299,7 @@ def test_idx_files(mnist: Path, local_ray: None, tmp_path: Path, split: str, cou
 def test_sources_that_are_refused(mnist: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as error:
         take(mnist, tmp_path / "real")
-    assert str(error.value) == f"{mnist}: holds the splits train, test; say which with --split"
+    assert str(error.value) == f"{mnist}: has the splits train, test; choose one with --split"
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("hello")
     with pytest.raises(SourceError) as error:
@@ -338,7 +338,7 @@ class TestTwoAtOnce:
         origin = registry.Origin(str(pictures), "images", Choice())
         source = registry.open_source(origin.url, origin.kind, origin.choice)
         (tmp_path / "scratch").mkdir()
-        drawn, _ = catalogue.draw_up(source.items(), "here", None, True, 0, 0.0, tmp_path / "scratch")
+        drawn, _ = catalogue.plan(source.items(), "here", None, True, 0, 0.0, tmp_path / "scratch")
         return folder, reader.read_claim(folder).identity, drawn, origin
 
     def test_the_second_ends_well(self, parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,7 +393,7 @@ def test_duplicates_are_left_out_and_named(pictures: Path, local_ray: None, tmp_
     assert {path.name for path in (tmp_path / "real").iterdir()}.isdisjoint({"catalogue", "codes", "journal"})
     verify.main(verify.VerifySettings(dataset=str(tmp_path / "real"), workers=1))
     with pytest.raises(
-        DatasetError, match=r'begun with dedupe = {"against": null, "mode": "exact"}, this run has nothing'
+        DatasetError, match=r'claimed with dedupe = {"against": null, "mode": "exact"}, this run has nothing'
     ):
         take(pictures, tmp_path / "real")
 

@@ -347,11 +347,11 @@ def test_what_an_earlier_version_began_from_several_parquet_files_is_not_gone_on
         pq.write_table(pa.table({"image": image, "label": ["a", "b", "a"]}), tmp_path / f"{number}.parquet")
     settings = ingest.IngestSettings(source=str(tmp_path), output=str(tmp_path / "out"))
     source = registry.open_source(str(tmp_path), "parquet", Choice())
-    kept, _ = catalogue.draw_up(source.items(), str(tmp_path), None, True, 0, 0.0, tmp_path)
+    kept, _ = catalogue.plan(source.items(), str(tmp_path), None, True, 0, 0.0, tmp_path)
     identity = ingest._identity(settings, source, {}, kept, kept)
     earlier = identity.to_json()
     assert earlier.pop("reader", None) == (2 if files > 1 else None)
     if files > 1:
         writer.claim(Folder(settings.output), from_json(earlier), settings.stored())
-        with pytest.raises(DatasetError, match=r"begun with reader = nothing, this run has 2; .*another --output"):
+        with pytest.raises(DatasetError, match=r"claimed with reader = nothing, this run has 2; .*another --output"):
             ingest.main(settings)

@@ -40,7 +40,7 @@ from tests.conftest import ROOT, Job, refused
         ),
         (
             "ingest --source digits --output {digits} --shard-size 500",
-            "ingest: error: {digits}: begun with shard_size = 1000, this run has 500; "
+            "ingest: error: {digits}: claimed with shard_size = 1000, this run has 500; "
             "use the same settings to go on, or another --output",
         ),
     ],

@@ -164,7 +164,7 @@ def test_changed_setting_is_refused(
     with pytest.raises(UsageError) as error:
         go_on(**change)
     assert str(error.value) == (
-        f"{run}: begun with {field} = {before}, this run has {now}; use the same settings to go on, or another --run "
+        f"{run}: claimed with {field} = {before}, this run has {now}; use the same settings to go on, or another --run "
         "(only --images, --workers, --tick, --keep and where things run may change)"
     )
 

@@ -66,8 +66,8 @@ def test_passes(synthetic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-CHANGED = "changed after the seal (its sha256 is another)"
-DISAGREES = "does not agree with itself or with dataset.json; it was changed after the seal"
+CHANGED = "changed after the seal (its sha256 differs)"
+DISAGREES = "contradicts itself or dataset.json; it was changed after the seal"
 
 
 @pytest.mark.parametrize(

@@ -409,7 +409,7 @@ BUGS = [
         "if hashlib.sha256(data).hexdigest() != sha256:",
         "if not sha256:",
     ),
-    Bug("strangers are passed over", "pipelines/dataset/reader.py", "    if strangers:\n", "    if strangers == []:\n"),
+    Bug("strangers are passed over", "pipelines/dataset/reader.py", "    if unsealed:\n", "    if unsealed == []:\n"),
     Bug(
         "files beside the shards are not looked at",
         "pipelines/dataset/reader.py",

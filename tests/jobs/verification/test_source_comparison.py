@@ -78,7 +78,7 @@ def ingest(source: Path | str, output: Path, settings: dict[str, Any] | None = N
     renamed = (item._replace(label=relabel.get(item.label, item.label)) for item in opened.items())
     scratch = output.with_name(f"{output.name}-scratch")
     scratch.mkdir(parents=True)
-    kept, held = catalogue.draw_up(
+    kept, held = catalogue.plan(
         (item for item in renamed if item.label is not None or not relabel),
         origin.url, None, settings.get("labels") != "none", 3, holdout["share"], scratch,
     )  # fmt: skip

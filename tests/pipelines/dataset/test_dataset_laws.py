@@ -228,7 +228,7 @@ class Laws(RuleBasedStateMachine):
         wrong = {**pile(self.count + more).fields, **change}
         if "count" in change:
             wrong = pile(self.count).fields | {"count": self.count - 1}
-        with pytest.raises(DatasetError, match=rf"begun with (count|{next(iter(change))}) = "):
+        with pytest.raises(DatasetError, match=rf"claimed with (count|{next(iter(change))}) = "):
             writer.claim(self.folder, from_json(wrong), {})
         assert content(self.folder) == before
 
@@ -250,7 +250,7 @@ class Laws(RuleBasedStateMachine):
     def the_selection_is_opened(self) -> None:
         url = f"{self.folder}-selection/s.parquet"
         if reader.open_sealed(self.folder).root != self.selected_of:
-            with pytest.raises(DatasetError, match="a selection of the dataset with root"):
+            with pytest.raises(DatasetError, match="made of the dataset with root"):
                 selection.open_through(self.folder, url)
             return
         index = selection.open_through(self.folder, url)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from pipelines import images
 from pipelines.dataset import layout, manifest, reader, selection, shards, writer
+from pipelines.dataset.journal import Journal
 from pipelines.dataset.layout import DatasetError, Index
 from pipelines.dataset.manifest import PartError, Reject
 from pipelines.dataset.selection import Facts
@@ -311,17 +312,17 @@ def test_a_part_that_another_run_replaced_is_read_whatever_the_journal_says(
     lost = data.draw(st.sampled_from(pile.there), "lost")
     with scratch() as root:
         folder = Folder(str(root))
-        dataset.claim(folder, pile.identity, {})
-        records = {shard: commit(folder, pile, shard) for shard in range(dataset.num_shards(pile.identity))}
-        journal = dataset.Journal(folder, pile.identity)
+        writer.claim(folder, pile.identity, {})
+        records = {shard: commit(folder, pile, shard) for shard in range(layout.num_shards(pile.identity))}
+        journal = Journal(folder, pile.identity)
         for shard, record in records.items():
-            owned = dataset.shard_range(pile.identity, shard)
+            owned = layout.shard_range(pile.identity, shard)
             journal.add(record, has_rejects=not pile.gone.isdisjoint(owned))
             if lost in owned:
                 records[shard] = commit(folder, dataclasses.replace(pile, gone={*pile.gone, lost}), shard)
                 assume(records[shard].part_bytes != record.part_bytes)
         journal.flush()
-        found = [*dataset.records_of(folder, records, dataset.Journal(folder, pile.identity))]
+        found = [*writer.records_of(folder, records, Journal(folder, pile.identity))]
         assert sorted((record for record, _ in found), key=lambda record: record.shard) == [*records.values()]
         rejected = {reject.index for _, rejects in found for reject in rejects}
         assert rejected == {n for n in range(pile.count) if n in {*pile.gone, lost}}

@@ -68,7 +68,7 @@ def commit(folder: Folder, settled: Identity, shard: int) -> ShardRecord:
     return writer.commit(folder, shard, "ingest", samples, {"source": [f"{n}.png" for n in taken]}, rejects)
 
 
-def finish(folder: Folder, settled: dict[str, Any]) -> Index:
+def finish(folder: Folder, settled: Identity) -> Index:
     """What a job does after the claim: whatever is missing, then the seal."""
     total = layout.num_shards(settled)
     for shard in writer.missing(folder, total):
@@ -81,7 +81,7 @@ def finish(folder: Folder, settled: dict[str, Any]) -> Index:
     return writer.seal(folder, settled, records, extras)
 
 
-def produce(folder: Folder, settled: dict[str, Any]) -> Index:
+def produce(folder: Folder, settled: Identity) -> Index:
     writer.claim(folder, settled, SETTINGS)
     return finish(folder, settled)
 
@@ -235,7 +235,7 @@ class TestSeal:
         folder.write("model/model.json", b"[]")
         with pytest.raises(CorruptError) as caught:
             reader.check_files(folder, index)
-        assert str(caught.value) == f"{folder}/model/model.json: changed after the seal (its sha256 is another)"
+        assert str(caught.value) == f"{folder}/model/model.json: changed after the seal (its sha256 differs)"
 
     def test_a_preview_shows_the_first_images_that_there_are(self, tmp_path: Path) -> None:
         settled = identity(6, shard_size=1, classes=None)
@@ -304,7 +304,7 @@ class TestClaim:
             now, value = changed(before, field, "another"), "another"
         assert claim.take(folder, layout.CLAIM, before, SETTINGS) == []
         [difference] = claim.take(folder, layout.CLAIM, now, SETTINGS)
-        assert str(difference) == f"begun with {field} = {told(at(before, field))}, this run has {told(value)}"
+        assert str(difference) == f"claimed with {field} = {told(at(before, field))}, this run has {told(value)}"
         assert content(folder) == {"dataset.json": claim.encode(before, SETTINGS)}
 
     def test_a_field_that_only_one_side_has_is_refused(self, tmp_path: Path) -> None:
@@ -313,12 +313,12 @@ class TestClaim:
         with pytest.raises(DatasetError) as caught:
             writer.claim(folder, identity(augment=True), SETTINGS)
         assert str(caught.value) == (
-            f"{folder}: begun with augment = nothing, this run has true; "
+            f"{folder}: claimed with augment = nothing, this run has true; "
             "use the same settings to go on, or another --output"
         )
         shorter = fields()
         del shorter["seed"]
-        with pytest.raises(DatasetError, match="begun with seed = 0, this run has nothing; "):
+        with pytest.raises(DatasetError, match="claimed with seed = 0, this run has nothing; "):
             writer.claim(folder, from_json(shorter), SETTINGS)
 
     def test_the_same_identity_goes_on_with_other_settings_and_the_claim_stays(self, tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ class TestExtension:
         with pytest.raises(DatasetError) as caught:
             writer.claim(copy, identity(count), SETTINGS)
         assert str(caught.value) == (
-            f"{copy}: begun with count = 7, this run has {count}; use the same settings to go on, or another --output"
+            f"{copy}: claimed with count = 7, this run has {count}; use the same settings to go on, or another --output"
         )
         assert content(copy) == before
 
@@ -559,7 +559,7 @@ class TestTarAndPartAgree:
         with pytest.raises(CorruptError) as caught:
             reader.check_shard(copy, index, index.shards[0])
         assert str(caught.value) == (
-            f"{copy}/shards/000000.tar: sample 000000000000 is not what its row in manifest/000000.parquet says"
+            f"{copy}/shards/000000.tar: sample 000000000000 does not match its row in manifest/000000.parquet"
         )
 
     @pytest.mark.parametrize("indices", [[0, 1], [0, 1, 2, 3], [0, 2, 1], [1, 2, 3], [0, 1, 1]])
@@ -591,7 +591,7 @@ class TestTarAndPartAgree:
         other = shards.pack([Sample(n, image(n + 3, 8, 1), n % 3) for n in range(3)], "png").data
         part = manifest.encode("ingest", 0, replace(packed, data=other), {"source": ["a"] * 3})
         index = self.reseal(copy, other, part)
-        with pytest.raises(CorruptError, match="sample 000000000000 is not what its row in"):
+        with pytest.raises(CorruptError, match="sample 000000000000 does not match its row in"):
             reader.check_shard(copy, index, index.shards[0])
 
 
@@ -649,7 +649,7 @@ class TestShardsOfEarlierRuns:
     @pytest.mark.parametrize(
         ("change", "error"),
         [
-            ({"image_size": 9}, r"shards/000001\.tar: sample 000000000004 is not what its row in the manifest says"),
+            ({"image_size": 9}, r"shards/000001\.tar: sample 000000000004 does not match its row in the manifest"),
             ({"producer": "generate"}, r"manifest/000001\.parquet: its columns are key, .+, not those of generate"),
             ({"count": 5}, r"manifest/000001\.parquet: its rows are not the indices 3 to 4"),
         ],
@@ -664,7 +664,7 @@ class TestShardsOfEarlierRuns:
         with pytest.raises(CorruptError, match=error) as caught:
             list(writer.records_of(folder, [1], journal))
         assert str(caught.value).endswith(
-            "; delete manifest/000001.parquet and start the same command again: the shard is made anew"
+            "; delete manifest/000001.parquet and start the same command again, which makes the shard again"
         )
 
     @pytest.mark.parametrize("column", ["key", "shard"])
@@ -693,7 +693,7 @@ class TestShardsOfEarlierRuns:
             finish(folder, identity())
         assert str(caught.value).startswith(f"{folder}/shards/{shard:06d}.tar: sample 00000000000")
         assert str(caught.value).endswith(
-            f"; delete manifest/{shard:06d}.parquet and start the same command again: the shard is made anew"
+            f"; delete manifest/{shard:06d}.parquet and start the same command again, which makes the shard again"
         )
         folder.delete(f"manifest/{shard:06d}.parquet")
         finish(folder, identity())

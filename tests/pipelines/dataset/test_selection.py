@@ -175,8 +175,8 @@ def test_a_selection_of_another_dataset_is_refused_in_one_line(sealed: tuple[Fol
     with pytest.raises(DatasetError) as error:
         selection.narrow(sealed[1], other, "/a/s.parquet")
     assert str(error.value) == (
-        f"/a/s.parquet: a selection of the dataset with root abababababab, this one's is {sealed[1].root[:12]}; give "
-        "the dataset that it was made of, or make another with jobs/curate.py"
+        f"/a/s.parquet: made of the dataset with root abababababab, but this one has {sealed[1].root[:12]}; give "
+        "that dataset, or make another selection with jobs/curate.py"
     )
 
 
@@ -184,7 +184,7 @@ def test_samples_that_the_dataset_does_not_have_are_an_error(sealed: tuple[Folde
     with pytest.raises(SelectionError, match=r"^s: names index 42, the dataset has 42$"):
         view(sealed, [0, COUNT])
     index = view(sealed, [0, 3, 5])  # 3 was rejected when the dataset was made
-    with pytest.raises(CorruptError, match=r"000000\.tar: 2 samples, the selection names 3$"):
+    with pytest.raises(CorruptError, match=r"000000\.tar: 2 samples, the selection has 3$"):
         list(reader.samples(sealed[0], index, index.shards[0]))
 
 
@@ -221,9 +221,9 @@ HOSTILE = {
     "a field less": (parquet(ROWS, {k: v for k, v in WHOLE.items() if k != "rule"}), "rule is dict: Field required"),
     "another format": (parquet(ROWS, {**WHOLE, "format": 2}), "format is 2"),
     "no root": (parquet(ROWS, {**WHOLE, "dataset": "../x"}), "dataset is '../x'"),
-    "another count": (parquet(ROWS, {**WHOLE, "selected": 2}), "tells of other rows than its 3"),
+    "another count": (parquet(ROWS, {**WHOLE, "selected": 2}), "does not match its 3 rows"),
     "a huge count": (parquet(ROWS, {**WHOLE, "selected": 10**9}), "selected is 1000000000"),
-    "no rows": (parquet(rows([]), {**WHOLE, "selected": 1}), "tells of other rows than its 0"),
+    "no rows": (parquet(rows([]), {**WHOLE, "selected": 1}), "does not match its 0 rows"),
     "a column more": (parquet(ROWS.append_column("evil", pa.array([b"x"] * 3)), WHOLE), "its columns are"),
     "a column less": (parquet(ROWS.drop_columns(["weight"]), WHOLE), "its columns are"),
     "another type": (parquet(ROWS.set_column(1, "index", pa.array(["1", "5", "9"])), WHOLE), "its columns are"),
@@ -236,10 +236,10 @@ HOSTILE = {
     "negative": (parquet(rows([-5, 5, 9]), WHOLE), "indices are not ascending"),
     "other keys": (parquet(rows([1, 5, 9], ["000000000001", "000000000006", "000000000009"]), WHOLE), "keys between"),
     "long keys": (parquet(rows([1, 5, 9], ["0" * 10**6] * 3), WHOLE), "keys between"),
-    "no weight": (parquet(rows([1, 5, 9], weight=[1, 0, 1]), WHOLE), "a weight says how often"),
-    "half a weight": (parquet(rows([1, 5, 9], weight=[1, 1.5, 1]), WHOLE), "a weight says how often"),
-    "weights that are no numbers": (parquet(rows([1, 5, 9], weight=[1, float("nan"), 1]), WHOLE), "a weight says"),
-    "endless weights": (parquet(rows([1, 5, 9], weight=[1, float("inf"), 1]), WHOLE), "a weight says"),
+    "no weight": (parquet(rows([1, 5, 9], weight=[1, 0, 1]), WHOLE), "a weight must be a whole number"),
+    "half a weight": (parquet(rows([1, 5, 9], weight=[1, 1.5, 1]), WHOLE), "a weight must be a whole number"),
+    "weights that are no numbers": (parquet(rows([1, 5, 9], weight=[1, float("nan"), 1]), WHOLE), "a weight must be"),
+    "endless weights": (parquet(rows([1, 5, 9], weight=[1, float("inf"), 1]), WHOLE), "a weight must be"),
     "heavy weights": (parquet(rows([1, 5, 9], weight=[6e7, 6e7, 1]), WHOLE), "add up to more than 100,000,000"),
     "a large row group": (
         parquet(rows(list(range(70_000)))),

@@ -151,7 +151,7 @@ def test_what_is_not_a_plain_ustar_is_refused(data: bytes) -> None:
         ([("000000000003.png", b"1"), ("000000000003.jpg", b"2")], "x.tar: sample 000000000003 has 2 images"),
         (
             [("000000000003.png", b"1"), ("000000000002.png", b"2")],
-            "x.tar: sample 000000000002 is there twice, or not in order",
+            "x.tar: sample 000000000002 is there twice, or out of order",
         ),
     ],
     ids=["no image", "another format", "a name", "a path", "a label that is no number", "twice", "two images", "order"],

@@ -18,7 +18,7 @@ def files(count: int, prefix: str = "") -> list[Item]:
 
 def draw(items: list[Item], scratch: Path, seed: int = 0, holdout: float = 0.0) -> tuple[Catalogue, Catalogue | None]:
     scratch.mkdir()
-    return catalogue.draw_up(items, "here", None, True, seed, holdout, scratch)
+    return catalogue.plan(items, "here", None, True, seed, holdout, scratch)
 
 
 def names(drawn: Catalogue | None) -> list[str]:
@@ -84,9 +84,9 @@ def test_workers_read_what_was_drawn_up(shard_size: int, tmp_path: Path, monkeyp
     for items, labels in found:
         assert labels == [int(item.name.split(".")[0]) % 2 for item in items]
         assert [item.size for item in items] == [int(item.name.split(".")[0]) for item in items]
-    with pytest.raises(SourceError, match="drawn up for another source; start the command again"):
+    with pytest.raises(SourceError, match="planned for another source; start the command again"):
         Reader(folder, "0" * 64, shard_size).shard(0)
-    with pytest.raises(SourceError, match=r"catalogue/\d+\.parquet: gone: did another run seal this dataset\?"):
+    with pytest.raises(SourceError, match=r"catalogue/\d+\.parquet: missing: did another run seal this dataset\?"):
         Reader(folder, drawn.digest, shard_size).shard(10**5)
 
 
@@ -105,7 +105,7 @@ def test_classes(labels: list[str | None], classes: list[str] | None, tmp_path: 
     items = [Item(str(n), "", label=label) for n, label in enumerate(labels)]
     assert draw(items, tmp_path / "a")[0].classes == classes
     (tmp_path / "b").mkdir()
-    unlabelled, _ = catalogue.draw_up(items, "here", ["x"], False, 0, 0.0, tmp_path / "b")
+    unlabelled, _ = catalogue.plan(items, "here", ["x"], False, 0, 0.0, tmp_path / "b")
     assert unlabelled.classes is None
 
 
@@ -113,10 +113,13 @@ def test_classes(labels: list[str | None], classes: list[str] | None, tmp_path: 
     ("items", "message"),
     [
         ([], "here: no images here; check --source"),
-        ([*files(9), Item("3.png", "y")], "here: 3.png: is there twice; each image needs a name of its own"),
-        ([Item("\udcff.png", "")], r"here: '\udcff.png': a name that is not UTF-8; give it another"),
-        ([Item("a", "", label="\ud800")], r"here: '\ud800': a name that is not UTF-8; give it another"),
-        ([Item(str(n), "", label=str(n)) for n in range(100_001)], "here: more than 100,000 classes: is this column a"),
+        ([*files(9), Item("3.png", "y")], "here: 3.png: occurs twice; each image needs a unique name"),
+        ([Item("\udcff.png", "")], r"here: '\udcff.png': this name is not UTF-8; rename it"),
+        ([Item("a", "", label="\ud800")], r"here: '\ud800': this name is not UTF-8; rename it"),
+        (
+            [Item(str(n), "", label=str(n)) for n in range(100_001)],
+            "here: more than 100,000 classes: is this the column of",
+        ),
         ([Item(str(n), "", label="xy"[n] * 1001) for n in range(2)], "xxx': a class's name has 1 to 1,000 letters"),
     ],
     ids=["none", "twice", "not UTF-8", "label not UTF-8", "classes", "long"],
@@ -142,5 +145,5 @@ def test_memory_does_not_hold_the_list(tmp_path: Path) -> None:
                 levels.append(anonymous())
             yield Item(f"{'d' * 90}/{n:07d}.png", f"{n}", size=n)
 
-    assert len(catalogue.draw_up(many(), "here", None, True, 0, 0.0, tmp_path)[0]) == 400_000
+    assert len(catalogue.plan(many(), "here", None, True, 0, 0.0, tmp_path)[0]) == 400_000
     assert (levels[1] - levels[0]) / 300_000 < 60

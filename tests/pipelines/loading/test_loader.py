@@ -176,7 +176,7 @@ def test_a_shard_that_is_not_as_sealed_is_an_error_in_the_consumer(
     folder, index, name = Folder(f"{tmp_path}/copy"), sealed[1], sealed[1].shards[3].tar
     data = bytearray(folder.read(name))
     words = {
-        "flipped": "changed after the seal (its sha256 is another)",
+        "flipped": "changed after the seal (its sha256 differs)",
         "cut": f"{len(data) // 2} bytes, sealed with {len(data)}",
         "deleted": "missing",
     }

@@ -168,9 +168,9 @@ def pax(data: bytes) -> Callable[[Path], Any]:
 LEADS = "a name that leads elsewhere"
 ATTACKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut between members": (broken(TWO, lambda data: data[:1024]), "cut short after a.png: it has no end mark"),
-    "cut inside": (broken(TWO, lambda data: data[:1545]), "b.png: says that it has 79 bytes, which the tar has not"),
+    "cut inside": (broken(TWO, lambda data: data[:1545]), "b.png: declares 79 bytes, more than the tar has"),
     "one bit of a header": (broken([*TWO, ("c.png", PNG[2])], flipped), "damaged after b.png: bad checksum"),
-    "8 GiB": (broken(TWO, huge), "b.png: says that it has 8,589,934,592 bytes, which the tar has not"),
+    "8 GiB": (broken(TWO, huge), "b.png: declares 8,589,934,592 bytes, more than the tar has"),
     "a link": (special(tarfile.SYMTYPE, linkname="/etc/passwd"), "c.png: a link"),
     "a hard link": (special(tarfile.LNKTYPE, linkname="a.png"), "c.png: a link"),
     "a device": (special(tarfile.CHRTYPE), "c.png: a link, a device"),
@@ -185,23 +185,26 @@ ATTACKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     },
     "another tar behind it": (
         lambda path: path.write_bytes(2 * tar(path, TWO).read_bytes()),
-        "after b.png it ends, at byte 2,048, but more follows from byte 10,240 on: several tars in one (join them with "
-        "tar -A, or ingest a folder of them), or a header that is lost",
+        "it ends after b.png, at byte 2,048, but more data follow from byte 10,240 on: several tars in one (join them "
+        "with tar -A, or ingest a folder of them), or a lost header",
     ),
-    "bytes behind it": (broken(TWO, lambda data: data + b"x"), "after b.png it ends, at byte 2,048, but more follows"),
+    "bytes behind it": (
+        broken(TWO, lambda data: data + b"x"),
+        "it ends after b.png, at byte 2,048, but more data follow",
+    ),
     "zeros for a header": (
         broken([*TWO, ("c.png", PNG[2])], lambda data: data[:1024] + bytes(512) + data[1536:]),
-        "after a.png it ends, at byte 1,024, but more follows from byte 1,536 on",
+        "it ends after a.png, at byte 1,024, but more data follow from byte 1,536 on",
     ),
     "a header for nothing": (
         plus((header("h", type=tarfile.XHDTYPE), b"14 path=c.png\n")),
         "damaged after b.png: a header for a member that is not there",
     ),
-    "twice": (plus(("a.png", PNG[2])), "a.png: its key came before"),
-    "twice in a sample": (plus(("b.png", PNG[2])), "b.png: is there twice"),
+    "twice": (plus(("a.png", PNG[2])), "a.png: its key occurred before"),
+    "twice in a sample": (plus(("b.png", PNG[2])), "b.png: occurs twice"),
     "gzip": (
         lambda path: path.write_bytes(gzip.compress(bytes(1 << 28))),
-        "is packed, not a plain tar; call it .tar.gz",
+        "is packed, not a plain tar; rename it to .tar.gz",
     ),
     "no tar": (lambda path: path.write_bytes(b"hello" * 1000), "damaged after its first member"),
     "empty": (lambda path: path.write_bytes(b""), "cut short after its first member"),
@@ -278,7 +281,7 @@ class TestParquet:
             path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
             path.parent.mkdir(exist_ok=True)
             Dataset.from_dict(rows, features).to_parquet(path)
-        with pytest.raises(SourceError, match="holds the splits train, test; say which with --split"):
+        with pytest.raises(SourceError, match="has the splits train, test; choose one with --split"):
             open_source(str(tmp_path))
         source = open_source(str(tmp_path), "train")
         assert source.classes == ["cat", "dog", "unseen"]
@@ -346,8 +349,7 @@ class TestLists:
         with pytest.raises(SourceError) as caught:
             open_source(str(folder / "l.csv"))
         assert str(caught.value) == (
-            f"{folder}/l.csv: row 2: {path!r} does not lie below {folder}; "
-            "say with --base where the paths of the list start"
+            f"{folder}/l.csv: row 2: {path!r} is not below {folder}; give the folder of the list's paths with --base"
         )
 
     @pytest.mark.parametrize(
@@ -357,7 +359,7 @@ class TestLists:
             ("l.jsonl", '{"path": "x.png"}\nhello\n', "line 2 is not JSON"),
             ("l.jsonl", "[1]\n", "line 1 is not a JSON object"),
             ("l.jsonl", "[" * 100_000 + "\n", "line 1 is not JSON"),
-            ("l.csv", "path\nimg/0.png\nimg/0.png\n", "img/0.png: is there twice; each image needs a name of its own"),
+            ("l.csv", "path\nimg/0.png\nimg/0.png\n", "img/0.png: occurs twice; each image needs a unique name"),
             ("l.csv", "path\n", "no images here"),
         ],
     )

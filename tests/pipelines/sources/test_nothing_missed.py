@@ -96,7 +96,7 @@ class TestFolders:
             (CLASSED["cats/a.png"] + b"\0", "more than the {size} bytes that it had"),
             (CLASSED["cats/a.png"][:-1], "{less} bytes, of {size} that it had"),
             (b"", "0 bytes, of {size} that it had"),
-            (None, "gone"),
+            (None, "missing"),
         ],
         ids=["longer", "shorter", "empty", "gone"],
     )
@@ -116,7 +116,7 @@ class TestFolders:
             source.image(1)
         assert str(caught.value) == (
             f"{folder}/cats/a.png: {what.format(size=size, less=size - 1)}: the source changed after it was listed; "
-            "start again when it is at rest"
+            "start again when nobody writes to it"
         )
 
     @pytest.mark.parametrize("store", ["local", "s3", "gs", "az"])
@@ -148,7 +148,7 @@ PARTS: list[list[tuple[str, bytes]]] = [
 ]
 PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 TWO_IN_ONE = (
-    r"pets\.tar[.a-z0-9]*: after b/y.png it ends, at byte 2,048, but more follows from byte \d+,240 on: several "
+    r"pets\.tar[.a-z0-9]*: it ends after b/y.png, at byte 2,048, but more data follow from byte \d+,240 on: several "
 )
 
 
@@ -310,7 +310,7 @@ class TestZips:
         """zipfile reads the last one alone."""
         first, second = self.two(tmp_path)
         assert self.refused(first + second, tmp_path) == (
-            "its directory does not list the file at byte 0: two zips in one, or damaged; repair it (zip -FF), or "
+            "its directory does not list the file at byte 0: two zips, or damaged; repair it (zip -FF), or "
             "unpack each and ingest the folder"
         )
         # And the first one, where the second has no end.
@@ -332,7 +332,7 @@ class TestZips:
     def test_a_directory_that_lists_fewer_than_the_end_says_is_an_error(self, tmp_path: Path) -> None:
         data = bytearray(self.two(tmp_path)[0])
         data[-14:-10] = struct.pack("<HH", 3, 3)
-        assert self.refused(bytes(data), tmp_path) == "its directory lists 2 files, its end says 3: damaged"
+        assert self.refused(bytes(data), tmp_path) == "its directory lists 2 files, its end record 3: damaged"
 
     def test_what_unpacks_itself_or_has_a_comment_is_whole(self, tmp_path: Path) -> None:
         plain = zipped(tmp_path / "plain.zip", CLASSED)
@@ -362,7 +362,7 @@ class TestZips:
             archive.writestr("a.png", PNG[0])
             with pytest.warns(UserWarning, match="Duplicate name"):
                 archive.writestr("a.png", PNG[1])
-        assert self.refused((tmp_path / "x.zip").read_bytes(), tmp_path).startswith("a.png: is there twice")
+        assert self.refused((tmp_path / "x.zip").read_bytes(), tmp_path).startswith("a.png: occurs twice")
 
     def test_backslashes_of_windows_are_folders(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
@@ -410,7 +410,7 @@ class TestLists:
                 "row 2: has label, which row 1 has not",
             ),
             ("l.jsonl", '{"path": "a.png", "label": ["x"]}\n', 'row 1: its label is no name, but ["x"]'),
-            ("l.jsonl", '{"path": "a.png", "label": "\\ud800"}\n', r"'\ud800': a name that is not UTF-8"),
+            ("l.jsonl", '{"path": "a.png", "label": "\\ud800"}\n', r"'\ud800': this name is not UTF-8"),
         ],
         ids=["more", "fewer", "twice", "long", "late", "no name", "surrogate"],
     )
@@ -459,7 +459,7 @@ class TestParquet:
         with pytest.raises(SourceError) as caught:
             open_source(f"{tmp_path}/a.parquet")
         assert str(caught.value) == (
-            f"{tmp_path}/a.parquet: row 4: its label is {label}, of 2 classes; mend the source"
+            f"{tmp_path}/a.parquet: row 4: its label is {label}, of 2 classes; correct the source"
         )
 
     def test_no_label_is_none_and_no_error(self, tmp_path: Path) -> None:
@@ -539,7 +539,7 @@ class TestParquet:
         pq.write_table(pa.table({"image": PNG[:5]}), path)
         items = open_source(str(path))._items
         pq.write_table(pa.table({"image": PNG[:3]}), path)
-        with pytest.raises(SourceError, match=r"a\.parquet: has no row 3 any more: the source changed after"):
+        with pytest.raises(SourceError, match=r"a\.parquet: row 3 is missing: the source changed after"):
             [*registry.open_source(str(path), "parquet", Choice()).read(items)]
 
     def test_other_files_and_other_splits_are_counted(self, tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ class TestSealed:
         origin = Origin(str(source), "dataset", Choice(max_bytes=limits.get("bytes", 1 << 20)))
         opened = registry.open_source(origin.url, origin.kind, origin.choice)
         with tempfile.TemporaryDirectory() as scratch:
-            drawn, _ = catalogue.draw_up(opened.items(), "here", opened.classes, True, 0, 0.0, Path(scratch))
+            drawn, _ = catalogue.plan(opened.items(), "here", opened.classes, True, 0, 0.0, Path(scratch))
             output = Folder(f"{source}-again")
             pixels = limits.get("pixels", 1 << 20)
             changes = {"count": len(drawn), "shard_size": 100, "source": drawn.digest, "classes": drawn.classes}
@@ -592,7 +592,7 @@ class TestSealed:
         with pytest.raises(CorruptError) as caught:
             self.take(sealed)
         assert str(caught.value) == (
-            f"{path}: sample {row['key']}: its image changed after the seal (its sha256 is another)"
+            f"{path}: sample {row['key']}: its image changed after the seal (its sha256 differs)"
         )
         assert not (sealed.parent / "sealed-again" / "manifest").exists()
 

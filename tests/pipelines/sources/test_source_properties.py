@@ -82,7 +82,7 @@ def test_a_content_is_what_its_item_alone_gives_in_whatever_order_and_company_it
 
 def drawn(laid: Laid, root: Path, seed: int, holdout: float = 0.0) -> tuple[Catalogue, Catalogue | None]:
     source = laid.open()
-    return catalogue.draw_up(source.items(), laid.url, source.classes, True, seed, holdout, root)
+    return catalogue.plan(source.items(), laid.url, source.classes, True, seed, holdout, root)
 
 
 def identity(part: Catalogue, shard_size: int) -> Identity:
@@ -139,10 +139,10 @@ def test_a_catalogue_gives_each_item_once_with_its_label(
         assert sorted(found) == sorted(listed)
 
 
-def contents(folder: Folder, settled: dict[str, Any]) -> dict[str, tuple[Any, str | None]]:
+def contents(folder: Folder, settled: Identity) -> dict[str, tuple[Any, str | None]]:
     """What a dataset holds, by source: pixels and class name, read back through its tars; or that it was rejected."""
     found: dict[str, tuple[Any, str | None]] = {}
-    classes = settled["classes"]
+    classes = settled.classes
     parts = {shard: reader.read_part(folder, shard) for shard in range(layout.num_shards(settled))}
     index = writer.seal(folder, settled, {shard: record for shard, (_, record) in parts.items()}, {})
     for record in index.shards:
@@ -203,19 +203,19 @@ def test_an_image_keeps_its_side_of_the_holdout_and_any_change_of_an_item_is_see
     with scratch() as root:
         sides = []
         for seed, many in zip(seeds, (count, count + more), strict=True):
-            parts = catalogue.draw_up(items[:many], "x", None, True, seed, 0.5, root)
+            parts = catalogue.plan(items[:many], "x", None, True, seed, 0.5, root)
             sides.append([{part.name(n) for n in range(len(part))} for part in parts if part is not None])
             assert sorted(name for side in sides[-1] for name in side) == sorted(item.name for item in items[:many])
         assert all(fewer <= all_ for fewer, all_ in zip(*sides, strict=True))
         n = data.draw(st.integers(0, count - 1), "changed")
         change = data.draw(st.sampled_from(({"name": "y"}, {"offset": -1}, {"size": 8}, {"label": "7"})), "to")
         digests = {
-            catalogue.draw_up(its, "x", None, True, seeds[0], 0.0, root)[0].digest
+            catalogue.plan(its, "x", None, True, seeds[0], 0.0, root)[0].digest
             for its in (items, [*items[:n], items[n]._replace(**change), *items[n + 1 :]])
         }
         assert len(digests) == 2
-        with pytest.raises(SourceError, match="is there twice"):
-            catalogue.draw_up([*items, items[n]._replace(offset=99)], "x", None, True, seeds[0], 0.0, root)
+        with pytest.raises(SourceError, match="occurs twice"):
+            catalogue.plan([*items, items[n]._replace(offset=99)], "x", None, True, seeds[0], 0.0, root)
 
 
 SPOILT = ("a header zeroed", "a header changed", "cut", "another behind it", "more behind it")
@@ -273,7 +273,7 @@ def test_a_catalogue_of_several_files_gives_each_item_once(seed: int, count: int
     """Files hold 65,536 rows, so no small pile has two of them."""
     with scratch() as root:
         items = (Item(f"{n}.png", f"{n % 7}", n, n % 11, str(n % 3)) for n in range(count))
-        part, _ = catalogue.draw_up(items, "x", None, True, seed, 0.0, root)
+        part, _ = catalogue.plan(items, "x", None, True, seed, 0.0, root)
         folder = Folder(f"{root}/made")
         part.publish(folder, shard_size)
         reader = catalogue.Reader(folder, part.digest, shard_size)

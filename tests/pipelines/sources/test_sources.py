@@ -34,13 +34,13 @@ def in_order(item: Item) -> tuple[str, int]:
 
 
 class Source:
-    """A source, listed and drawn up as the driver does it, and read as a worker does; its items by name."""
+    """A source, listed and planned as the driver does it, and read as a worker does; its items by name."""
 
     def __init__(self, url: str, choice: Choice) -> None:
         self._source = registry.open_source(url, registry.kind_of(url), choice)
         self._items = sorted(self._source.items(), key=in_order)
         with tempfile.TemporaryDirectory() as scratch:
-            drawn, _ = catalogue.draw_up(self._items, url, self._source.classes, True, 0, 0.0, Path(scratch))
+            drawn, _ = catalogue.plan(self._items, url, self._source.classes, True, 0, 0.0, Path(scratch))
             self.classes, self.digest = drawn.classes, drawn.digest
 
     def __len__(self) -> int:
@@ -265,10 +265,10 @@ class TestIdx:
     @pytest.mark.parametrize(
         ("files", "split", "message"),
         [
-            (("train", "t10k"), None, "holds the splits train, test; say which with --split"),
-            (("train",), None, "holds the splits train; say which with --split"),
-            (("train",), "test", "no split 'test'; it holds train"),
-            (("t10k",), "train", "no split 'train'; it holds test"),
+            (("train", "t10k"), None, "has the splits train, test; choose one with --split"),
+            (("train",), None, "has the splits train; choose one with --split"),
+            (("train",), "test", "no split 'test'; it has train"),
+            (("t10k",), "train", "no split 'train'; it has test"),
         ],
     )
     def test_a_split_has_to_be_named_and_be_there(
