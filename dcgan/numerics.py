@@ -6,8 +6,6 @@ import cv2
 import numpy as np
 import torch
 
-PRECISIONS = ("auto", "fp32", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
 # Of our own arithmetic: raised by each change to the networks or to sampling that changes an image's bits.
 REVISION = "1"
 

@@ -15,7 +15,6 @@ from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
-RESIZE_POLICIES = ("crop", "pad", "stretch")
 # The formats that are opened, by content. Others run programs (EPS: Ghostscript) or are not used for training.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MB as RGB

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.special import expit
 
 from pipelines.dataset.schema import MAX_PART_BYTES, MAX_SHARD_IMAGES
 from pipelines.dataset.shards import CorruptError, Packed, key
@@ -90,8 +91,7 @@ class Part:
 
 def sigmoid(logits_N: np.ndarray) -> np.ndarray:
     """The score of each logit: computed in float64, rounded to float32."""
-    with np.errstate(over="ignore"):  # exp(710) is infinite, which gives the score 0
-        scores: np.ndarray = (1.0 / (1.0 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
+    scores: np.ndarray = expit(logits_N.astype(np.float64)).astype(np.float32)
     return scores
 
 
