@@ -38,7 +38,7 @@ format: install-dev ## let ruff write what it can
 	$(BIN)/ruff format .
 
 docs: install-dev ## write docs/settings.md from the settings classes
-	$(BIN)/python -m jobs.command.settings_page
+	$(BIN)/python -m docs.write_settings
 
 # torch and torchvision are a pair; the lock pins the one that is tested.
 lock: .venv/.installed-dev ## renew the lock files (needs the network)

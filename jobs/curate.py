@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Select from a synthetic dataset by what its discriminator says: a small file beside it, and never a copy."""
+"""Select images of a synthetic dataset by their discriminator logits: a small file beside it, never a copy."""
 
 if __name__ == "__main__":
     from jobs.command import signals
@@ -46,36 +46,38 @@ class CurateSettings(ClusterSettings):
     resumable: ClassVar[bool] = False
     command: ClassVar[str] = "curate"
     about: ClassVar[str] = (
-        "Select from a synthetic dataset by its discriminator's logits: a Parquet file of keys that train, evaluate "
-        "and DuckDB read; docs/quality.md says what that buys."
+        "Select images of a synthetic dataset by their discriminator logits. The selection is a Parquet file of keys "
+        "that train, evaluate and DuckDB read. docs/quality.md has measurements."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/curate.py --rule top --share 0.5",
         "jobs/curate.py --rule drs --dataset /data/synth --holdout /data/mnist-test --output /data/synth-drs.parquet",
     )
 
-    dataset: Url = Field("{root}/synthetic", description="the synthetic dataset; none of its files is touched")
+    dataset: Url = Field("{root}/synthetic", description="the synthetic dataset; it is not changed")
     output: Url | None = Field(None, description="the selection; default: {dataset}-RULE.parquet")
     rule: Literal["threshold", "top", "drs"] = Field(
         description="threshold: a logit of at least --min-logit; top: the best --share of each class; "
         "drs: discriminator rejection sampling (Azadi et al. 2018)"
     )
-    min_logit: float = Field(0.0, allow_inf_nan=False, description="threshold: the lowest logit that is taken")
-    share: float = Field(0.5, gt=0, le=1, description="top: the share of each class that is taken")
+    min_logit: float = Field(0.0, allow_inf_nan=False, description="threshold: the lowest logit that is selected")
+    share: float = Field(0.5, gt=0, le=1, description="top: the share of each class that is selected")
     holdout: Url | None = Field(
         None, description="drs: real images that the model was not trained on, to calibrate its discriminator with"
     )
-    images: Number = Field(10_000, ge=2 * rejection.FEWEST, le=1_000_000, description="drs: of them, at most so many")
-    gamma: float = Field(
-        80.0, ge=0, le=100, description="drs: a percentile; the higher, the fewer are taken, and the better ones"
+    images: Number = Field(
+        10_000, ge=2 * rejection.FEWEST, le=1_000_000, description="drs: real images to calibrate with, at most"
     )
-    seed: Number = Field(0, ge=0, le=2**63 - 1, description="drs: of the draws")
+    gamma: float = Field(
+        80.0, ge=0, le=100, description="drs: a percentile; a higher one selects fewer and better images"
+    )
+    seed: Number = Field(0, ge=0, le=2**63 - 1, description="drs: seed of the random acceptance")
     workers: Number | None = Field(None, ge=1, le=10_000, description="drs: actors; default: one a CPU")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="drs: where real images are scored")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="drs: device that scores the real images")
 
 
 class ScoreShard:
-    """An actor's work: the logits of one shard of real images a call, by the synthetic dataset's own discriminator."""
+    """Scores one shard of real images a call, with the discriminator of the synthetic dataset."""
 
     def __init__(self, url: str, holdout: str, chosen: Arithmetic) -> None:
         folder, self.holdout = Folder(url), Folder(holdout)
@@ -95,18 +97,20 @@ def main(settings: CurateSettings) -> None:
     folder = Folder(settings.dataset)
     index = reader.open_sealed(folder)
     if index.identity.producer != "generate":
-        raise UsageError(f"--dataset {folder}: it was ingested and has no scores; only generated images can be chosen")
+        raise UsageError(
+            f"--dataset {folder}: it was ingested and has no scores; only generated images can be selected"
+        )
     if index.samples > MAX_SELECTED:
-        raise UsageError(f"--dataset {folder}: {index.samples:,} images; a selection can be of {MAX_SELECTED:,}")
+        raise UsageError(f"--dataset {folder}: {index.samples:,} images; at most {MAX_SELECTED:,} are possible")
     output = settings.output or f"{folder}-{settings.rule}.parquet"
     if output.startswith(f"{folder}/"):
-        raise UsageError(f"--output {output}: inside the dataset, which stays as it was sealed; name another place")
+        raise UsageError(f"--output {output}: this is inside the dataset, which is sealed; name another place")
     real_N, about = _real_logits(settings, folder, index) if settings.rule == "drs" else (None, {})
     scores = read_scores(folder, index)
     result = _choose(settings, scores, real_N)
     if not result.selected_N.any():
         hint = "; use a lower --min-logit" if settings.rule == "threshold" else ""
-        raise UsageError(f"{folder}: no image is taken; the largest logit is {scores.logit_N.max():.4g}{hint}")
+        raise UsageError(f"{folder}: no image is selected; the largest logit is {scores.logit_N.max():.4g}{hint}")
     classes = rules.counts(scores.label_N, result.selected_N)
     facts = Facts(
         dataset=index.root,
@@ -120,13 +124,13 @@ def main(settings: CurateSettings) -> None:
     new = _publish(output, data)
     _print(folder, index, facts, result)
     digest = selection.decode(data, output).digest
-    print(f"curate: {output}: {len(data):,} bytes, sha256 {digest[:12]}{'' if new else '; it was there already'}")
+    print(f"curate: {output}: {len(data):,} bytes, sha256 {digest[:12]}{'' if new else '; it existed already'}")
     print(f"curate: next: jobs/evaluate.py --fake {folder} --selection {output}")
     print(f"curate:   or: jobs/train.py --data {folder} --selection {output} --run URL")
 
 
 def read_scores(folder: Folder, index: Index) -> Scores:
-    """All rows of the manifest, checked against the seal, some parts at a time. Raises CorruptError for other rows."""
+    """Read the scores of all images, and check them. Raises CorruptError for rows that do not match the seal."""
 
     def read(record: ShardRecord) -> Scores:
         table = reader.read_sealed_part(folder, record).table
@@ -159,7 +163,7 @@ def _choose(settings: CurateSettings, scores: Scores, real_N: np.ndarray | None)
         return rules.threshold(scores, settings.min_logit)
     if settings.rule == "top":
         return rules.top(scores, settings.share)
-    assert real_N is not None, "drs has asked for the logits of real images"
+    assert real_N is not None, "drs reads the logits of real images first"
     try:
         return rules.drs(scores, real_N, settings.gamma, settings.seed)
     except CalibrationError as error:
@@ -167,7 +171,7 @@ def _choose(settings: CurateSettings, scores: Scores, real_N: np.ndarray | None)
 
 
 def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tuple[np.ndarray, dict[str, Any]]:
-    """The logits of real images by the dataset's discriminator, in their order, and where they come from."""
+    """The logits of real images in order, and facts about them for the selection's report."""
     if settings.holdout is None:
         raise UsageError(
             "--rule drs needs --holdout: a dataset of real images that the model was not trained on, as "
@@ -185,12 +189,12 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
     trained_on = model.provenance.get("data") == real.root
     if trained_on:
         print(
-            f"curate: --holdout {holdout} is what the model was trained on: its discriminator knows these images, and "
-            "the calibration will flatter it",
+            f"curate: the model was trained on --holdout {holdout}: its discriminator knows these images, so the "
+            "calibration is too optimistic",
             flush=True,
         )
     pool = connection.connect(settings.workers, settings.device, verbose=settings.verbose, wait_s=settings.wait_s)
-    wanted = "bf16" if index.identity.arithmetic["dtype"] == "bfloat16" else "fp32"  # as the synthetic ones were
+    wanted = "bf16" if index.identity.arithmetic["dtype"] == "bfloat16" else "fp32"  # as for the synthetic images
     chosen, here = connection.probe(pool, wanted)
     logit_N = _score(folder, holdout, real, settings.images, chosen, pool)
     about = {"real": {"root": real.root, "images": len(logit_N), "trained_on": trained_on}, "scored_by": here}
@@ -198,7 +202,7 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
 
 
 def _score(folder: Folder, holdout: Folder, real: Index, images: int, chosen: Arithmetic, pool: Pool) -> np.ndarray:
-    """logit_N of the first real images: ingest deals them in random order. Raises LostWorkError."""
+    """logit_N of the first real images; ingest deals them in random order. Raises LostWorkError."""
     before = np.cumsum([0, *(record.samples for record in real.shards)])
     shards = [record.shard for record in real.shards if before[record.shard] < images]
     arguments = {"url": folder.url, "holdout": holdout.url, "chosen": chosen}
@@ -213,34 +217,38 @@ def _score(folder: Folder, holdout: Folder, real: Index, images: int, chosen: Ar
 
 
 def _publish(output: str, data: bytes) -> bool:
-    """Write the selection, unless it is there. Raises UsageError for another one: runs may have been trained on it."""
+    """Write the selection, if it is new. Raises UsageError if another one is here: runs may have been trained on it."""
     parent, name = selection.split(output)
     if not parent.exists(name):
         parent.write(name, data)
         return True
     if parent.read(name, len(data) + 1) != data:
-        raise UsageError(f"--output {output}: another file is here; selections do not change: name another")
+        raise UsageError(f"--output {output}: another file is here, and a selection never changes; name another file")
     return False
 
 
 def _print(folder: Folder, index: Index, facts: Facts, result: RuleResult) -> None:
-    """What was taken, class by class where they are few, and by which numbers."""
+    """Print the numbers of selected images, by class if there are few, and the parameters of the rule."""
     report, taken = facts.report, int(result.selected_N.sum())
     if facts.rule == "drs":
         _print_calibration(report)
-    print(f"{'class':<16}{'images':>10}{'taken':>10}{'share':>9}" + "".join(f"{name:>14}" for name in result.columns))
+    print(
+        f"{'class':<16}{'images':>10}{'selected':>10}{'share':>9}" + "".join(f"{name:>14}" for name in result.columns)
+    )
     for row, one in enumerate(facts.classes[:_PRINTED]):
         name = "all" if one["label"] is None else (index.classes or [])[one["label"]][:15]
         numbers = "".join(f"{values[row]:>14.4g}" for values in result.columns.values())
         share = (one["taken"] or 0) / (one["of"] or 1)
         print(f"{name:<16}{one['of']:>10,}{one['taken']:>10,}{share:>9.1%}{numbers}")
     if len(facts.classes) > _PRINTED:
-        print(f"curate: and {len(facts.classes) - _PRINTED} classes more, in the file's footer")
+        print(f"curate: and {len(facts.classes) - _PRINTED} more classes, in the file's footer")
     if report.get("tied_left_out"):
-        print(f"curate: {report['tied_left_out']:,} images tie with the last ones taken: the lowest keys were taken")
+        print(
+            f"curate: {report['tied_left_out']:,} images tie with the last ones selected: the lowest keys are selected"
+        )
     settings = ", ".join(f"{name} {value:g}" for name, value in result.parameters.items())
     share = taken / facts.images
-    print(f"curate: {folder}: {facts.rule} ({settings}): {taken:,} of {facts.images:,} images taken ({share:.1%})")
+    print(f"curate: {folder}: {facts.rule} ({settings}): {taken:,} of {facts.images:,} images selected ({share:.1%})")
     if facts.rule == "drs":
         print(f"curate: acceptance rate {report['acceptance']:.4f}, expected {report['expected_acceptance']:.4f}")
 
@@ -250,12 +258,12 @@ def _print_calibration(report: Mapping[str, Any]) -> None:
     print(
         f"curate: calibrated logit = {fit['slope']:.4g} x logit {fit['intercept']:+.4g}, fitted to {fit['fitted']:,} "
         f"real and as many synthetic images, measured on {fit['measured']:,} others of each"
-        + (" (all reals were trained on)" if real["trained_on"] else "")
+        + (" (the model was trained on all real images)" if real["trained_on"] else "")
     )
     print(f"{'measure':<34}{'before':>10}{'after':>10}")
-    for name, told in (("brier", "Brier score (0.25: a coin)"), ("error", "calibration error")):
-        print(f"{told:<34}{fit['before'][name]:>10.4f}{fit['after'][name]:>10.4f}")
-    print(f"{'AUC (0.5: cannot tell)':<34}{fit['auc']:>10.4f}{fit['auc']:>10.4f}")
+    for name, caption in (("brier", "Brier score (0.25: chance)"), ("error", "calibration error")):
+        print(f"{caption:<34}{fit['before'][name]:>10.4f}{fit['after'][name]:>10.4f}")
+    print(f"{'AUC (0.5: chance)':<34}{fit['auc']:>10.4f}{fit['auc']:>10.4f}")
 
 
 if __name__ == "__main__":

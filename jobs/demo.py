@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole line on real digits: ingest, train, generate, verify; then a table of what was made and how long."""
+"""The whole pipeline on real digits: ingest, train, generate, verify; then a table of results and times."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from jobs.command import signals
 
 JOBS = Path(__file__).resolve().parent
 HOME = JOBS.parent / "ganmill-demo"
-STEPS = (  # (command, flags, what it makes, where)
+STEPS = (  # (command, flags, result, place)
     ("ingest", ["--source", "digits"], "5,000 real digits", "real"),
     ("train", ["--images", "1.2e5", "--workers", "2"], "a conditional DCGAN, 2 DDP workers", "run"),
     ("generate", ["--count", "1e4", "--shard-size", "1000"], "10,000 labelled synthetic digits", "synthetic"),
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _run(command: list[str]) -> int:
-    """The status of a command, which is stopped with this process: Ctrl-C reaches both, SIGTERM only this one."""
+    """The status of a command. It is stopped with this process: Ctrl-C reaches both, SIGTERM only this one."""
     with subprocess.Popen(command) as process:
         try:
             return process.wait()

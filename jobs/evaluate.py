@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare a synthetic dataset with a real one: fidelity, diversity, usefulness, and whether images were copied."""
+"""Compare a synthetic dataset with a real one: fidelity, diversity, usefulness, and copies of training images."""
 
 if __name__ == "__main__":
     from jobs.command import signals
@@ -43,9 +43,7 @@ class EvaluateSettings(ClusterSettings):
     """The settings of `jobs/evaluate.py`."""
 
     command: ClassVar[str] = "evaluate"
-    about: ClassVar[str] = (
-        "Measure a synthetic dataset against a real one; docs/quality.md says what each number means."
-    )
+    about: ClassVar[str] = "Measure a synthetic dataset against a real one; docs/quality.md explains each number."
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/evaluate.py",
         "jobs/evaluate.py --real /data/mnist --fake /data/synth --holdout /data/mnist-test --features pixels",
@@ -53,22 +51,27 @@ class EvaluateSettings(ClusterSettings):
 
     real: Url = Field("{root}/real", description="the real dataset, which the model was trained on")
     fake: Url = Field("{root}/synthetic", description="the synthetic dataset")
-    selection: Url | None = Field(None, description="measure these of --fake only: a file of jobs/curate.py")
-    holdout: Url | None = Field(None, description="real images that the model was not trained on, to compare with")
+    selection: Url | None = Field(None, description="measure only these images of --fake: a file of jobs/curate.py")
+    holdout: Url | None = Field(None, description="real images that the model was not trained on, as a reference")
     features: Literal["pixels", "vgg16-random", "classifier", "inception"] = Field(
-        "vgg16-random", description="what images are compared in"
+        "vgg16-random", description="the features in which images are compared"
     )
     inception_weights: Url | None = Field(
         None, description="safetensors file: the state dict of torchvision's inception_v3"
     )
     images: Number = Field(
-        10_000, ge=FEWEST, le=200_000, description="images drawn of each dataset for all but the Frechet distance"
+        10_000,
+        ge=FEWEST,
+        le=200_000,
+        description="images sampled from each dataset, for all measures but the Frechet distance",
     )
     classifier_images: Number = Field(
         200_000, ge=0, le=10**9, description="images that each classifier sees in training; 0: no accuracy score"
     )
-    repeats: Number = Field(5, ge=2, le=100, description="random halves that the spread of each number is taken from")
-    seed: Number = Field(0, ge=0, le=2**32, description="which images are drawn")
+    repeats: Number = Field(
+        5, ge=2, le=100, description="random halves; their standard deviation is the spread of a number"
+    )
+    seed: Number = Field(0, ge=0, le=2**32, description="seed of the sample of images")
     output: Url | None = Field(
         None, description="where the results go; default: beside --fake or --selection, as {fake}-evaluation"
     )
@@ -97,10 +100,10 @@ def main(settings: EvaluateSettings) -> None:
         selections,
     )
     if settings.features != "classifier":
-        _features(plan, indexes["real"])  # what is wrong with them is told before anything starts
+        _features(plan, indexes["real"])  # an error in the features shows before Ray starts
     pool = connection.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s)
     wrong = accuracy_score.train_classifiers(trainings, output, pool)
-    protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))  # which are the actors' to keep
+    protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))
     key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
     measured = feature_pass.run_pass(plan, indexes, output, key, pool)
     tests = _classifier_tests(plan, measured, trainings, wrong)
@@ -119,7 +122,7 @@ def _write(
     measured: Mapping[str, DatasetFeatures],
     pairs: Sequence[tuple[float, str, str, tuple[Pixels, Pixels]]],
 ) -> None:
-    """The page, then the numbers."""
+    """Write the report, then the numbers."""
     result = {
         "format": 1,
         "protocol": protocol,
@@ -135,7 +138,7 @@ def _write(
 
 
 def _common(folders: Mapping[str, Folder], indexes: Mapping[str, Index]) -> list[str]:
-    """The classes that all have; none if one has none. Raises UsageError for datasets that cannot be compared."""
+    """The common classes; none if a dataset has none. Raises UsageError for datasets that cannot be compared."""
     real = indexes["real"]
     for role, index in indexes.items():
         if index.samples < FEWEST:
@@ -154,12 +157,12 @@ def _common(folders: Mapping[str, Folder], indexes: Mapping[str, Index]) -> list
 def _classifier_trainings(
     settings: EvaluateSettings, folders: Mapping[str, Folder], indexes: Mapping[str, Index], classes: int
 ) -> dict[str, ClassifierTraining]:
-    """What classifiers are trained on, by role: fakes; reals beside a holdout, or for their features."""
+    """The classifiers to train, by role: on fakes; on reals too for a holdout, or if they make the features."""
     if not classes or not settings.classifier_images:
         return {}
     tested = "holdout" if "holdout" in folders else "real"
     trained = ["fake"] if tested == "real" and settings.features != "classifier" else ["real", "fake"]
-    picked = {"selection": settings.selection, "selected": _selected(settings).get("digest")}
+    chosen_by = {"selection": settings.selection, "selected": _selection_facts(settings).get("digest")}
     return {
         role: ClassifierTraining(
             trained=folders[role].url,
@@ -169,25 +172,25 @@ def _classifier_trainings(
             classes=classes,
             images=settings.classifier_images,
             seed=settings.seed,
-            **(picked if role == "fake" else {}),
+            **(chosen_by if role == "fake" else {}),
         )
         for role in trained
     }
 
 
-def _selected(settings: EvaluateSettings) -> dict[str, Any]:
-    """What the protocol tells of the selection; nothing without one."""
+def _selection_facts(settings: EvaluateSettings) -> dict[str, Any]:
+    """The selection in the protocol; empty without one."""
     return selection.read(settings.selection).protocol() if settings.selection else {}
 
 
 def _weights(settings: EvaluateSettings, trainings: Mapping[str, ClassifierTraining], output: Folder) -> str | None:
-    """Where the features' weights are, or will be."""
+    """The URL of the features' weights, which may not exist yet."""
     if settings.features != "classifier":
         return settings.inception_weights
     if not trainings:
         raise UsageError(
-            "--features classifier: it is trained on classes: give datasets that have them, and "
-            "--classifier-images above 0; or take vgg16-random, which needs none"
+            "--features classifier needs datasets with classes, and --classifier-images above 0; use vgg16-random, "
+            "which needs neither"
         )
     return f"{output}/{trainings['real'].weights}"
 
@@ -198,7 +201,7 @@ def _classifier_tests(
     trainings: Mapping[str, ClassifierTraining],
     wrong: Mapping[str, np.ndarray],
 ) -> list[ClassifierTest]:
-    """What classifiers make of images that they were not trained on."""
+    """The tests of the classifiers on images that they were not trained on."""
     tests = metrics.nearest_neighbour_tests(measured, plan.tested) if plan.tested else []
     for role, training in trainings.items():
         if training.trained != training.tested:
@@ -218,7 +221,7 @@ def _features(plan: PassPlan, real: Index) -> Features:
 def _protocol(
     settings: EvaluateSettings, folders: Mapping[str, Folder], indexes: Mapping[str, Index], chosen: Features
 ) -> dict[str, Any]:
-    """What a number has to be told with. Equal protocols give equal numbers, on one kind of machine."""
+    """The protocol of the numbers. Equal protocols give equal numbers on one kind of machine."""
     datasets = {}
     for role, index in indexes.items():
         datasets[role] = {
@@ -231,7 +234,7 @@ def _protocol(
             "shape": list(index.image_shape),
         }
     if settings.selection:
-        datasets["fake"]["selection"] = _selected(settings)
+        datasets["fake"]["selection"] = _selection_facts(settings)
     return {
         "datasets": datasets,
         "features": {"name": chosen.name, "size": chosen.size, "digest": chosen.digest, "what": chosen.protocol},
@@ -247,7 +250,7 @@ def _protocol(
 def _pairs(
     folders: Mapping[str, Folder], indexes: Mapping[str, Index], measured: Mapping[str, DatasetFeatures]
 ) -> list[tuple[float, str, str, tuple[Pixels, Pixels]]]:
-    """The fakes that are nearest to a real image: distance, both keys, both pictures."""
+    """The closest pairs of a fake and a real image: distance, both keys, both pictures."""
     found = []
     for distance, fake, real in metrics.closest(measured["real"], measured["fake"], PAIRS):
         fake_key, fake_image = loader.at(folders["fake"], indexes["fake"], fake)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Look into a model: what its discriminator knows and looks at, and what lies between its latents. As pictures."""
+"""Explore a model: a linear probe and the saliency of its discriminator, and traversals of its latent space."""
 
 if __name__ == "__main__":
     from jobs.command import signals
@@ -35,8 +35,9 @@ class ExploreSettings(JobSettings):
     resumable: ClassVar[bool] = False
     command: ClassVar[str] = "explore"
     about: ClassVar[str] = (
-        "What a model's discriminator knows and looks at, and walks between its latents: numbers and pictures. "
-        "It runs in one process, where it is started, on that machine's CPUs. docs/quality.md says what each shows."
+        "Explore a model, as numbers and pictures: a linear probe of its discriminator's features, the saliency of its "
+        "units, and traversals of its latent space. It runs in one process on this machine's CPUs. docs/quality.md "
+        "explains each picture."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/explore.py",
@@ -47,17 +48,21 @@ class ExploreSettings(JobSettings):
     model: Url = Field("{root}/run", description="a model, or a run, whose best model is taken")
     data: Url = Field("{root}/real", description="the real dataset, which the model was trained on")
     holdout: Url | None = Field(
-        None, description="real images that it was not trained on: what classifiers are tested on"
+        None, description="real images that it was not trained on: the test set of the linear probe"
     )
     output: Url | None = Field(None, description="where pictures and results go; default: {model}-explored")
-    what: Literal["all", "features", "backprop", "walks"] = Field("all", description="which part to do")
+    what: Literal["all", "features", "backprop", "walks"] = Field(
+        "all", description="features: linear probe; backprop: unit saliency; walks: latent traversal"
+    )
     images: Number = Field(
         60_000, ge=10, le=10**7, description="images of each dataset at most; all are held in memory"
     )
-    labels: Number = Field(1000, ge=10, le=10**6, description="how many labels the classifier has, beside all of them")
-    repeats: Number = Field(5, ge=1, le=100, description="draws of so few labels")
-    centroids: Number = Field(400, ge=2, le=10_000, description="of the k-means features that are compared with")
-    seed: Number = Field(0, ge=0, le=2**20, description="draws images, labels, patches, latents, and untrained weights")
+    labels: Number = Field(1000, ge=10, le=10**6, description="labels of the linear probe with few labels")
+    repeats: Number = Field(5, ge=1, le=100, description="random draws of the few labels")
+    centroids: Number = Field(400, ge=2, le=10_000, description="of the k-means features, a baseline")
+    seed: Number = Field(
+        0, ge=0, le=2**20, description="seed of images, labels, patches, latents and untrained weights"
+    )
 
 
 def main(settings: ExploreSettings) -> None:
@@ -71,25 +76,25 @@ def main(settings: ExploreSettings) -> None:
         f"explore: model {found.digest[:12]} of {found.model_folder}, {trained or 'unknown'} images trained", flush=True
     )
     if found.model.provenance.get("data") != reader.open_sealed(found.real_folder).root:
-        print(f"explore: note: it was not trained on --data {found.real_folder}, or not as that is now")
+        print(f"explore: note: it was not trained on --data {found.real_folder}, or that has changed since")
     for part in _parts(found, settings.what):
         if part == "backprop":
             _backprop(found, output)
         elif part == "walks":
             _walks(found, output)
         elif settings.what == "all" and not linear_probe.has_classes(found):
-            print("explore: no classes, so nothing for a classifier to tell: features are left out")
+            print("explore: no classes, so the linear probe is left out")
         else:
             _features(found, output, settings)
 
 
 def _parts(found: Inputs, what: str) -> tuple[str, ...]:
-    """What is to be done. Raises UsageError for what the discriminator does not have."""
+    """The parts to do. Raises UsageError for a part that the discriminator does not support."""
     try:
         convolution_blocks(found.model.discriminator)
     except FeaturesError as error:
         if what in ("features", "backprop"):
-            raise UsageError(f"--model {found.model_folder}: {error}; only --what walks goes without") from error
+            raise UsageError(f"--model {found.model_folder}: {error}; only --what walks works without them") from error
         print(f"explore: {error}: walks only")
         return ("walks",)
     return ("backprop", "walks", "features") if what == "all" else (what,)
@@ -107,9 +112,9 @@ def _walks(found: Inputs, output: Folder) -> None:
     results = result["results"]
     near = results["interpolation"]
     print(
-        f"explore: median distance of walked images to the nearest training image "
+        f"explore: median distance of interpolated images to the nearest training image "
         f"{near['nearest_distance_median']:.3f}"
-        + (f", of the holdout's {near['nearest_distance_median_of_holdout']:.3f}" if len(near) > 1 else "")
+        + (f"; of holdout images {near['nearest_distance_median_of_holdout']:.3f}" if len(near) > 1 else "")
     )
     sums = results["arithmetic"]
     print(
@@ -125,24 +130,24 @@ def _walks(found: Inputs, output: Folder) -> None:
 def _features(found: Inputs, output: Folder, settings: ExploreSettings) -> None:
     head = f"{'features':<16}{'size':>8}{'labels':>9}{'error':>9}  {'interval':<18}C"
     print(f"explore: the error of a linear L2-SVM on\n{head}", flush=True)
-    result = linear_probe.explore(found, settings.labels, settings.repeats, settings.centroids, _tell)
+    result = linear_probe.explore(found, settings.labels, settings.repeats, settings.centroids, _print_result)
     _write(output, "features.json", result)
     protocol = result["protocol"]
     print(f"explore: tested on {protocol['tested_on']:,} images: {protocol['test']}")
     print("explore: interval: with all labels Wilson's 95 %, else one standard deviation over draws of the labels")
     if protocol["labels_seen_in_training"]:
         print(
-            "explore: this discriminator was trained with the labels of all its images: its errors are not those of "
-            "features learnt without labels (train with --no-conditional for these)"
+            "explore: this discriminator was trained with all labels, so these are not errors of features learnt "
+            "without labels (train with --no-conditional for those)"
         )
     print(f"explore: {output}/features.json")
 
 
-def _tell(line: ProbeResult) -> None:
-    chosen = ", ".join(dict.fromkeys(f"{one['C']:g}" for one in line.repeats))
-    interval = f"{line.low:.2%} to {line.high:.2%}"
-    start = f"{line.features:<16}{line.size:>8,}{line.labels:>9,}"
-    print(f"{start}{line.error:>9.2%}  {interval:<18}{chosen}", flush=True)
+def _print_result(result: ProbeResult) -> None:
+    chosen = ", ".join(dict.fromkeys(f"{one['C']:g}" for one in result.repeats))
+    interval = f"{result.low:.2%} to {result.high:.2%}"
+    start = f"{result.features:<16}{result.size:>8,}{result.labels:>9,}"
+    print(f"{start}{result.error:>9.2%}  {interval:<18}{chosen}", flush=True)
 
 
 def _write(output: Folder, name: str, result: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""Classifiers on Ray: one a dataset that is compared, trained on it and tested on real images.
+"""The classification accuracy score: for each dataset a classifier, trained on it and tested on real images.
 
-An actor trains one from the loader's shuffled batches, on one core: its weights do not depend on the workers.
+An actor trains one classifier on one core, from the loader's shuffled batches. Its weights do not depend on the
+number of workers.
 """
 
 import hashlib
@@ -27,16 +28,16 @@ _SHUFFLE = 16_384
 
 @dataclass(frozen=True, slots=True)
 class ClassifierTraining:
-    """What one classifier learns from, and what it is tested on: the same training gives the same files."""
+    """The data that one classifier is trained and tested on. An equal training gives equal files."""
 
     trained: str  # URLs of sealed datasets, with their roots
     trained_root: str
     tested: str
     tested_root: str
     classes: int
-    images: int  # seen in training, over all epochs
+    images: int  # for training, over all epochs
     seed: int
-    selection: str | None = None  # the URL of what is taken of `trained`, and its digest
+    selection: str | None = None  # the URL of a selection of `trained`, and its digest
     selected: str | None = None
 
     @property
@@ -54,7 +55,7 @@ class ClassifierTraining:
 
 
 class TrainClassifier:
-    """An actor's work: one training a call."""
+    """Trains and tests one classifier a call."""
 
     def __init__(self, trainings: Sequence[ClassifierTraining], output: str) -> None:
         self.trainings, self.output = trainings, Folder(output)
@@ -84,18 +85,21 @@ class TrainClassifier:
         weights = model_files.to_bytes(trained_network.state_dict())
         self.output.write(training.weights, weights)
         answers = {"wrong": wrong_N, "weights": _sha256(weights)}
-        checked_file.write(self.output, training.answers, save(answers))  # last: with it the training is over
+        checked_file.write(
+            self.output, training.answers, save(answers)
+        )  # last: its presence means that the training is done
         return {}
 
 
 def train_classifiers(trainings: Mapping[str, ClassifierTraining], output: Folder, pool: Pool) -> dict[str, np.ndarray]:
-    """wrong_N of every training: which of the tested images got a wrong label. Weights lie in the output's parts.
+    """Train and test the classifiers that the output does not have yet. The weights are among the output's parts.
 
+    Returns: wrong_N by role, the test images that got a wrong label.
     Raises: LostWorkError with the first training that failed.
     """
     ordered = list(trainings.values())
-    there = output.list(PARTS)
-    missing = [n for n, training in enumerate(ordered) if training.answers.rpartition("/")[2] not in there]
+    existing = output.list(PARTS)
+    missing = [n for n, training in enumerate(ordered) if training.answers.rpartition("/")[2] not in existing]
     if missing:
         names = " and ".join(trainings)
         print(f"evaluate: training classifiers on {names}, {ordered[0].images:,} images each", flush=True)

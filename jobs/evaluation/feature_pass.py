@@ -1,8 +1,8 @@
-"""A pass over the shards of the datasets that are compared: features, their sums, a sample of them, and what they say
-of the test images by nearest neighbour.
+"""The feature pass over the shards of the compared datasets: the sums of the features, a sample of them, and the
+nearest neighbours of the test images.
 
-An actor takes a group of consecutive shards and leaves a small file, whose size does not depend on how many images the
-group holds; the driver adds the files up, always in the same order, so that no number depends on the workers.
+An actor processes a group of consecutive shards and writes a small file, whose size does not depend on the number of
+images in the group. The driver adds the files in a fixed order, so that no number depends on the workers.
 """
 
 import itertools
@@ -26,28 +26,28 @@ from pipelines.storage.folder import Folder
 
 PARTS = "parts"
 ROLES = ("real", "fake", "holdout")
-# A group's file holds F x F sums and is 34 MB in Inception's features: few enough to be added up in no time.
+# A group's file holds F x F sums: 34 MB with Inception's features. So few files are added in seconds.
 MAX_GROUPS = 32
-MAX_SUMMED = 4096  # features; of more there are no sums: F x F would be 134 MB and grows with the square
+MAX_SUMMED = 4096  # features; with more there are no sums: F x F would exceed 134 MB, and grows with the square
 MAX_CLASS_SUMS = 1 << 24  # numbers in all classes' F x F: 134 MB
 _BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
 class PassPlan:
-    """What is measured: the same plan gives the same files."""
+    """The settings of a pass. An equal plan gives equal files."""
 
     urls: Mapping[str, str]  # by role
     features: str
     weights: str | None  # the URL of the features' weights, if they have any
     images: int
     seed: int
-    classes: int  # 0: labels are not looked at
-    selections: Mapping[str, str] = field(default_factory=dict)  # URL by role, for those that have one
+    classes: int  # 0: labels are ignored
+    selections: Mapping[str, str] = field(default_factory=dict)  # URL by role, for the datasets with a selection
 
     @property
     def tested(self) -> str | None:
-        """The dataset whose drawn images are classified by nearest neighbour; it has to be measured before the rest."""
+        """The dataset whose sampled images are classified by nearest neighbour. It is measured before the others."""
         if not self.classes:
             return None
         return "holdout" if "holdout" in self.urls else "real"
@@ -55,19 +55,19 @@ class PassPlan:
 
 @dataclass(frozen=True, slots=True)
 class DatasetFeatures:
-    """A dataset's sums, over all images, and the features of those that were drawn."""
+    """The sums over all images of a dataset, and the features of its sampled images."""
 
     sums: Sums
-    class_sums: tuple[Sums, ...]  # empty where there would be too many numbers
+    class_sums: tuple[Sums, ...]  # empty if they would be too large
     features_NF: np.ndarray
     label_N: np.ndarray  # -1 without classes
-    position_N: np.ndarray  # among all images of the dataset
-    answers: Answers  # of all its images, to the drawn ones of the tested dataset; none for that one itself
+    position_N: np.ndarray  # in the dataset
+    answers: Answers  # nearest of all its images to each sampled test image; none for the tested dataset itself
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Some consecutive shards of one dataset; `first` is the position of their first image."""
+    """Consecutive shards of one dataset. `first`: the position of their first image."""
 
     role: str
     shards: range
@@ -75,7 +75,7 @@ class Group:
 
 
 class MeasureGroup:
-    """An actor's work: one group a call."""
+    """Measures one group a call."""
 
     def __init__(self, plan: PassPlan, output: str, key: str) -> None:
         self.plan, self.output, self.key = plan, Folder(output), key
@@ -113,7 +113,7 @@ class MeasureGroup:
         return {"images": position - group.first}
 
     def test(self, role: str) -> NearestNeighbour | None:
-        """What classifies the tested dataset's images by those of another one; None for that one itself."""
+        """The classifier of the test images by the images of this role; None for the tested dataset itself."""
         if role == self.plan.tested or self.plan.tested is None:
             return None
         if self.classifier is None:
@@ -122,12 +122,12 @@ class MeasureGroup:
         return self.classifier
 
     def class_sums(self, summed: int) -> int:
-        """For how many classes sums are taken: all or none."""
+        """The number of classes with sums of their own: all or none."""
         return self.plan.classes if 0 < self.plan.classes * summed**2 <= MAX_CLASS_SUMS else 0
 
 
 def groups(indexes: Mapping[str, Index]) -> list[Group]:
-    """All groups of all datasets: a function of the datasets alone."""
+    """The groups of all datasets. They depend on the datasets alone."""
     found = []
     for role, index in indexes.items():
         before = np.cumsum([0, *(record.samples for record in index.shards)])
@@ -139,7 +139,7 @@ def groups(indexes: Mapping[str, Index]) -> list[Group]:
 
 
 def draw(role: str, index: Index, plan: PassPlan) -> np.ndarray:
-    """The positions of a dataset's drawn images, in order: `images` of them, or all if there are no more."""
+    """The sorted positions of a dataset's sampled images: `images` of them, or all if it has fewer."""
     rng = np.random.default_rng([plan.seed, ROLES.index(role)])
     drawn: np.ndarray = np.sort(rng.choice(index.samples, min(plan.images, index.samples), replace=False))
     return drawn
@@ -155,13 +155,13 @@ def read_weights(url: str | None) -> bytes | None:
 def run_pass(
     plan: PassPlan, indexes: Mapping[str, Index], output: Folder, key: str, pool: Pool
 ) -> dict[str, DatasetFeatures]:
-    """Every dataset's sums and sample. Groups whose files an earlier start left are not done again.
+    """Measure every dataset. Groups whose files exist from an earlier start are not measured again.
 
     Raises: LostWorkError with the first group that failed.
     """
     planned = groups(indexes)
-    there = output.list(PARTS)
-    missing = [n for n in range(len(planned)) if part_name(key, n).rpartition("/")[2] not in there]
+    existing = output.list(PARTS)
+    missing = [n for n in range(len(planned)) if part_name(key, n).rpartition("/")[2] not in existing]
     first = [n for n in missing if planned[n].role == plan.tested]
     arguments = {"plan": plan, "output": output.url, "key": key}
     bad, count = [], 0
@@ -182,7 +182,7 @@ def part_name(key: str, number: int) -> str:
 
 
 def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> DatasetFeatures:
-    """A dataset's files added up, one after another."""
+    """Add up the files of a dataset, in order."""
     sums: list[Sums] = []
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     answers: Answers | None = None
@@ -191,8 +191,8 @@ def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> Datas
         more = [Sums(int(n), t, o) for n, t, o in zip(part["count"], part["total"], part["outer"], strict=True)]
         sums = [a + b for a, b in zip(sums, more, strict=True)] if sums else more
         kept.append((part["features"], part["label"], part["position"]))
-        said = Answers(part["answer_distance"], part["answer_label"])
-        answers = said if answers is None else answers + said
+        found = Answers(part["answer_distance"], part["answer_label"])
+        answers = found if answers is None else answers + found
     assert answers is not None, "a sealed dataset has a shard"
     features_NF, label_N, position_N = (np.concatenate(columns) for columns in zip(*kept, strict=True))
     return DatasetFeatures(sums[0], tuple(sums[1:]), features_NF, label_N, position_N, answers)

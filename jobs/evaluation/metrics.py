@@ -1,4 +1,4 @@
-"""What the measured features say: one row a number, each with how many images it was taken from. No Ray, no storage."""
+"""The metrics from the features: one row a number, with the numbers of images. No Ray, no storage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import numpy as np
 from dcgan.evaluation.distances import NEIGHBOURS, Sums, frechet_distance, kernel_distance, manifold, nearest
 from jobs.evaluation.feature_pass import DatasetFeatures
 
-FEWEST = 4 * NEIGHBOURS  # images: a half has twice as many as the neighbours that are looked at
+FEWEST = 4 * NEIGHBOURS  # images: so a half has twice as many as the neighbours that are compared
 CLOSE = 0.01
 
 
@@ -21,7 +21,7 @@ class Row:
     of: str
     against: str
     label: int | None
-    value: float | None  # None: not taken; `note` says why
+    value: float | None  # None: not measured; `note` gives the reason
     spread: float | None  # standard deviation over the random halves
     n_of: int
     n_against: int
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Drawn images: features_NF and label_N."""
+    """Sampled images: features_NF and label_N."""
 
     features_NF: np.ndarray
     label_N: np.ndarray
@@ -53,7 +53,7 @@ Name = tuple[str, str, str, int | None]  # measure, of, against, label
 
 @dataclass(frozen=True, slots=True)
 class ClassifierTest:
-    """How a classifier that was trained on one dataset did on another's images."""
+    """The result of a classifier that was trained on one dataset, on the images of another."""
 
     measure: str
     trained: str
@@ -71,9 +71,9 @@ class ClassifierTest:
 
 
 def nearest_neighbour_tests(measured: Mapping[str, DatasetFeatures], tested: str) -> list[ClassifierTest]:
-    """1-nearest-neighbour classification of the tested dataset's drawn images by all images of each other one."""
+    """1-nearest-neighbour classification of the sampled test images by all images of each other dataset."""
     label_M = measured[tested].label_N
-    note = f"share of wrong labels; trained on all images of {{}}, tested on drawn ones of {tested}"
+    note = f"share of wrong labels; trained on all images of {{}}, tested on the sample of {tested}"
     return [
         ClassifierTest(
             "nearest_neighbour_error", role, tested, one.sums.count, one.answers.label_M != label_M, note.format(role)
@@ -86,7 +86,10 @@ def nearest_neighbour_tests(measured: Mapping[str, DatasetFeatures], tested: str
 def rows(
     measured: Mapping[str, DatasetFeatures], classes: int, repeats: int, seed: int, tests: Sequence[ClassifierTest] = ()
 ) -> list[Row]:
-    """All numbers. A half of n images is as noisy around its n as n images are around all: hence the spread."""
+    """All numbers. The spread is the standard deviation over random halves.
+
+    It estimates the standard error of a value at n images.
+    """
     samples = {role: Sample(one.features_NF, one.label_N) for role, one in measured.items()}
     values = _measure(samples, classes)
     rng = np.random.default_rng([seed, len(measured)])
@@ -103,7 +106,7 @@ def rows(
 
 
 def _measure(samples: Mapping[str, Sample], classes: int) -> dict[Name, tuple[float | None, str]]:
-    """Everything that a sample says: value and note by name. The same names for every sample."""
+    """All metrics of a sample: value and note by name. Every sample gives the same names."""
     real = samples["real"]
     others = [role for role in ("fake", "holdout") if role in samples]
     found: dict[Name, tuple[float | None, str]] = {}
@@ -116,7 +119,7 @@ def _measure(samples: Mapping[str, Sample], classes: int) -> dict[Name, tuple[fl
 
 def _fidelity(real: Sample, other: Sample) -> dict[str, tuple[float | None, str]]:
     if min(len(real), len(other)) <= 2 * NEIGHBOURS - 1:
-        few = (None, f"not taken: fewer than {2 * NEIGHBOURS} images drawn")
+        few = (None, f"not measured: fewer than {2 * NEIGHBOURS} images sampled")
         return dict.fromkeys(("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"), few)
     size = real.features_NF.shape[1]
     frechet: tuple[float | None, str] = (None, "")
@@ -134,7 +137,7 @@ def _fidelity(real: Sample, other: Sample) -> dict[str, tuple[float | None, str]
 
 
 def _closeness(samples: Mapping[str, Sample]) -> dict[Name, tuple[float | None, str]]:
-    """How near images lie to their nearest neighbour: copies of training images would lie nearer than unseen ones."""
+    """Distances to the nearest neighbour. Copies of training images are nearer to them than unseen images are."""
     distances = nearest_distances(samples)
     found: dict[Name, tuple[float | None, str]] = {}
     for (of, against), distance_N in distances.items():
@@ -143,23 +146,25 @@ def _closeness(samples: Mapping[str, Sample]) -> dict[Name, tuple[float | None, 
     unseen = "holdout" if "holdout" in samples else "real"
     bound = float(np.quantile(distances[unseen, "real"], CLOSE))
     share = float((distances["fake", "real"] < bound).mean())
-    note = f"share nearer than the nearest {CLOSE:.0%} of {unseen} to real; {CLOSE} if nothing was copied"
+    note = f"share nearer to real than the nearest {CLOSE:.0%} of {unseen}; {CLOSE} without copies"
     found["too_close", "fake", "real", None] = (share, note)
     found["too_alike", "fake", "fake", None] = _alike(samples["real"], samples["fake"])
     return found
 
 
 def _alike(real: Sample, fake: Sample) -> tuple[float, str]:
-    """Of as many of either, since more images lie nearer to one another."""
+    """The share of fakes with a close neighbour among fakes. Both samples have equal size: density grows with size."""
     count = min(len(real), len(fake))
     rng = np.random.default_rng(count)
     real_N, fake_N = (nearest(one.features_NF[rng.permutation(len(one))[:count]])[0] for one in (real, fake))
-    note = f"share nearer to another one than the nearest {CLOSE:.0%} of real ones are; {count:,} images of either"
+    note = (
+        f"share nearer to another fake than the nearest {CLOSE:.0%} of real to another real; {count:,} images of each"
+    )
     return float((fake_N < np.quantile(real_N, CLOSE)).mean()), note
 
 
 def nearest_distances(samples: Mapping[str, Sample]) -> dict[tuple[str, str], np.ndarray]:
-    """distance_N of each image of one set to its nearest in another, or to its nearest other one in the same."""
+    """distance_N by (of, against): from each image of one set to the nearest image of the other, or of its own set."""
     real = samples["real"].features_NF
     found = {(role, "real"): nearest(real, one.features_NF)[0] for role, one in samples.items() if role != "real"}
     return {
@@ -170,16 +175,16 @@ def nearest_distances(samples: Mapping[str, Sample]) -> dict[tuple[str, str], np
 
 
 def _of_all_images(row: Row, measured: Mapping[str, DatasetFeatures]) -> Row:
-    """The Fréchet distance from the sums over all images, where there are sums and images enough."""
+    """The Fréchet distance from the sums over all images, if there are sums and enough images."""
     of, against = (_sums(measured[role], row.label) for role in (row.of, row.against))
     if of is None or against is None or not len(of.total_F):
-        return replace(row, value=None, spread=None, note="not taken: too many features for F x F sums")
+        return replace(row, value=None, spread=None, note="not measured: too many features for F x F sums")
     row = replace(row, n_of=of.count, n_against=against.count)
     size = len(of.total_F)
     if min(of.count, against.count) <= size:
-        note = f"not taken: it needs more images than there are features ({size})"
+        note = f"not measured: it needs more images than features ({size})"
         return replace(row, value=None, spread=None, note=note)
-    return replace(row, value=frechet_distance(against, of), note="of all images; spread of those drawn")
+    return replace(row, value=frechet_distance(against, of), note="of all images; spread of the sample")
 
 
 def _sums(measured: DatasetFeatures, label: int | None) -> Sums | None:
@@ -189,7 +194,7 @@ def _sums(measured: DatasetFeatures, label: int | None) -> Sums | None:
 
 
 def closest(real: DatasetFeatures, fake: DatasetFeatures, number: int) -> list[tuple[float, int, int]]:
-    """The closest pairs: distance, and the positions of the fake and of its nearest real image in their datasets."""
+    """The closest pairs: distance, and the positions of the fake and the real image in their datasets."""
     distance_N, nearest_N = nearest(real.features_NF, fake.features_NF)
     order = np.argsort(distance_N, kind="stable")[:number]
     return [(float(distance_N[i]), int(fake.position_N[i]), int(real.position_N[nearest_N[i]])) for i in order]

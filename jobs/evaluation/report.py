@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing beside it: tables, two figures as SVG, the closest pairs as PNG."""
+"""An evaluation as one self-contained HTML page: tables, a histogram as SVG, the closest pairs as PNG."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,19 @@ def render_html(
     distances: Mapping[tuple[str, str], np.ndarray],
     closest_png: bytes,
 ) -> str:
-    """The page. `distances`: distance_N by (of, against), as `measures.nearest_distances` gives them."""
+    """The page. `distances`: distance_N by (of, against), from `metrics.nearest_distances`."""
     datasets = protocol["datasets"]
     whole = [row for row in rows if row.label is None]
     of_class = [row for row in rows if row.label is not None]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title><style>{_STYLE}</style>",
         f"<h1>{escape(datasets['fake']['url'])} against {escape(datasets['real']['url'])}</h1>",
-        "<p>What each number means, and what it does not: docs/quality.md.</p>",
+        "<p>docs/quality.md explains each number and its limits.</p>",
         _results(whole),
-        "<h2>How near each image lies to its nearest neighbour</h2>",
+        "<h2>Distance of each image to its nearest neighbour</h2>",
         _histogram(distances),
-        f"<h2>The closest pairs</h2><p>Above the synthetic images that lie nearest to one of the "
-        f"{datasets['real']['drawn']:,} drawn real images, below the real images.</p>",
+        f"<h2>The closest pairs</h2><p>Top: the synthetic images that are nearest to one of the "
+        f"{datasets['real']['drawn']:,} sampled real images. Bottom: the real images.</p>",
         f'<img alt="closest pairs" src="data:image/png;base64,{base64.b64encode(closest_png).decode()}">',
     ]
     if of_class:
@@ -64,7 +64,7 @@ def _results(rows: Sequence[Row]) -> str:
 
 
 def _class_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """A line a class and set, a column a measure; why a number is missing stands below."""
+    """A line for each class and set, a column for each measure. Notes below give the reason for a missing number."""
     measures = list(dict.fromkeys(row.measure for row in rows))
     columns = "".join(f"<th class=n>{measure.replace('_', ' ')}" for measure in measures)
     cells = {(row.label, row.of, row.measure): row for row in rows}
@@ -76,7 +76,7 @@ def _class_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
         name = escape(classes[label or 0])
         lines.append(f"<tr><td>{name}<td>{of}<td class=n>{drawn.n_of:,}<td class=n>{drawn.n_against:,}{values}")
     notes = dict.fromkeys(f"{row.measure.replace('_', ' ')}: {row.note}" for row in rows if row.note)
-    head = f"<tr><th>class<th>of<th class=n>drawn<th class=n>real drawn{columns}"
+    head = f"<tr><th>class<th>of<th class=n>sampled<th class=n>real sampled{columns}"
     return "\n".join(["<table>", head, *lines, "</table>", *(f"<p>{escape(note)}</p>" for note in notes)])
 
 
@@ -85,7 +85,7 @@ def _with_spread(row: Row) -> str:
 
 
 def _histogram(distances: Mapping[tuple[str, str], np.ndarray]) -> str:
-    """Shares of images over the distance to their nearest real image, drawn as steps."""
+    """A histogram of the distances to the nearest real image, as step curves."""
     shown = {of: distance_N for (of, against), distance_N in distances.items() if against == "real"}
     high = max(float(distance_N.max()) for distance_N in shown.values()) or 1.0
     shares = {of: np.histogram(d, _BINS, (0.0, high))[0] / len(d) for of, d in shown.items()}

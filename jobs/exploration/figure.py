@@ -1,4 +1,4 @@
-"""Images in rows with words beside and above them, as one picture for people."""
+"""A figure: rows of images with captions beside and above them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ _INK = (40, 40, 40)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of equal images; None leaves a place empty. A row without images is some space."""
+    """A row of images of one size; None leaves a place empty. A row without images is a gap."""
 
     caption: str
     images: Sequence[Pixels | None] = ()
 
 
 def draw(title: str, rows: Sequence[Row], columns: Mapping[int, str], scale: int) -> Pixels:
-    """The rows below a title, `columns` saying what stands above which column; each pixel `scale` x `scale`."""
+    """Draw the rows below a title. `columns`: captions by column. Each pixel becomes `scale` x `scale`."""
     font = ImageFont.load_default(_FONT)
     height, width, _ = next(image for row in rows for image in row.images if image is not None).shape
     step_x, step_y = width * scale + _GAP, height * scale + _GAP

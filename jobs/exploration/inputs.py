@@ -1,4 +1,4 @@
-"""What `jobs/explore.py` looks at: a model, the images it was trained on, and images it was not."""
+"""The inputs of an exploration: a model, its training images, and other real images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class Images:
-    """Some images of a dataset, in its order. `label_N` is -1 without a class."""
+    """Images of a dataset, in its order. `label_N` is -1 without classes."""
 
     role: str
     folder: Folder
@@ -32,7 +32,7 @@ class Images:
         return len(self.label_N)
 
     def protocol(self) -> dict[str, Any]:
-        """What a number taken from these images has to be told with."""
+        """The facts about these images for a protocol."""
         return {
             "url": self.folder.url,
             "root": self.index.root,
@@ -44,7 +44,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model and its images, `limit` of each dataset at most, drawn by `seed`."""
+    """A model and its images: at most `limit` of each dataset, sampled by `seed`."""
 
     model: Model
     digest: str
@@ -63,7 +63,7 @@ class Inputs:
         return None if self.holdout_folder is None else _read("holdout", self.holdout_folder, self.limit, self.seed)
 
     def protocol(self) -> dict[str, Any]:
-        """What every number of an exploration has to be told with."""
+        """The protocol of all numbers of an exploration."""
         datasets = {images.role: images.protocol() for images in (self.real, self.holdout) if images is not None}
         config = self.model.config
         return {
@@ -81,9 +81,9 @@ class Inputs:
 
 
 def open_inputs(model: str, data: str, holdout: str | None, limit: int, seed: int) -> Inputs:
-    """A model and datasets that fit it. Raises UsageError, ModelError, DatasetError for what cannot be explored."""
-    taken = model_store.open_model(Folder(model))  # whole: a run that trains may replace it meanwhile
-    folder, config = taken.folder, taken.model.config
+    """Open a model and datasets that fit it. Raises UsageError, ModelError, DatasetError for inputs that do not fit."""
+    opened = model_store.open_model(Folder(model))
+    folder, config = opened.folder, opened.model.config
     for role, url in (("data", data), ("holdout", holdout)):
         if url is None:
             continue
@@ -98,11 +98,11 @@ def open_inputs(model: str, data: str, holdout: str | None, limit: int, seed: in
     if both[0] and both[-1] and both[0] != both[-1]:
         there, here = (", ".join(names or [])[:60] for names in (both[-1], both[0]))
         raise UsageError(f"--holdout {holdout} has the classes {there}, but --data {data} has {here}")
-    return Inputs(taken.model, taken.digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
+    return Inputs(opened.model, opened.digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
 
 
 def _read(role: str, folder: Folder, limit: int, seed: int) -> Images:
-    """All images of a dataset, or `limit` drawn ones."""
+    """All images of a dataset, or a sample of `limit`."""
     index = reader.open_sealed(folder)
     drawn = np.random.default_rng([seed, 3]).permutation(index.samples)[:limit]
     wanted = np.zeros(index.samples, bool)

@@ -1,4 +1,4 @@
-"""Walks and arithmetic in latent space as pictures, with the nearest training images beneath, and what was measured."""
+"""Latent traversal: interpolation, arithmetic and directions in latent space, with the nearest training images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ DIRECTION_STEPS = 9
 POPULATION = 200  # latents that a triple is chosen from
 POPULATIONS = 4  # a class
 DIRECTED = 32  # latents a class that a direction is tried on
-_FAR = 1.5  # how far along a direction, of the distance between the means of its ends
-_REFERENCE = 500  # holdout images whose nearest training image is looked for too
+_FAR = 1.5  # length of a direction's path, in distances between the means of its ends
+_REFERENCE = 500  # holdout images, as a reference for distances
 _BATCH = 64
 _CHUNK = 4096
 _AROUND = 3  # images with a little noise around a result
@@ -42,7 +42,7 @@ class LatentPool:
 
 
 class LatentTraversal:
-    """A model's generator, and the training images that its images are held against."""
+    """Makes images from latents, and compares them with the training images."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -73,7 +73,7 @@ class LatentTraversal:
 
 
 def explore(inputs: Inputs) -> tuple[dict[str, Any], dict[str, Pixels]]:
-    """The result as JSON, and the pictures by name."""
+    """The result as JSON types, and the figures by name."""
     traversal = LatentTraversal(inputs)
     pools = list(_pools(traversal))
     results: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def _flat(images_NHWC: np.ndarray) -> np.ndarray:
 
 
 def _interpolation(traversal: LatentTraversal, pools: list[LatentPool]) -> tuple[dict[str, Any], Pixels]:
-    """From one latent to another: along the arc, its nearest training images, and along the straight line."""
+    """Interpolation of two latents: along the arc (slerp), its nearest training images, and along the line (lerp)."""
     t_T = np.linspace(0.0, 1.0, STEPS)
     rows, distances = [], []
     for pool in pools:
@@ -149,8 +149,8 @@ def _interpolation(traversal: LatentTraversal, pools: list[LatentPool]) -> tuple
         distance_N, _ = _nearest(traversal.inputs.real, holdout.images_NHWC[:_REFERENCE])
         found["nearest_distance_median_of_holdout"] = float(np.median(distance_N))
     title = (
-        "From one latent to another. slerp: along the arc; nearest real: the training image that is nearest to the one "
-        "above it;\nstraight: along the line between the same two latents"
+        "Interpolation between two latents. slerp: along the arc; nearest real: the training image nearest to the "
+        "image above;\nstraight: along the line between the same two latents"
     )
     return found, figure.draw(title, rows, {}, _scale(traversal))
 
@@ -186,7 +186,7 @@ def _arithmetic_rows(traversal: LatentTraversal, pools: list[LatentPool]) -> tup
         20: "nearest\nreal",
         22: "the same\nin pixels",
     }
-    title = "Arithmetic with the means of three latents; behind each result three more with a little noise"
+    title = "Latent arithmetic with the means of three latents; three variations with added noise follow each result"
     right = [one[first] > 0.5 and one[second] < 0.5 for one in landed]
     found = {
         "expected": f"{much_1}, {little_2}",
@@ -222,12 +222,12 @@ def _where(traversal: LatentTraversal, pool: LatentPool, image_1HWC: np.ndarray)
 
 
 def _directions(traversal: LatentTraversal, pools: list[LatentPool]) -> tuple[dict[str, Any], Pixels]:
-    """A latent moved along the difference of the means of an attribute's ends, and back. One left, one right."""
+    """Latents moved along an attribute's direction, both ways. One attribute on the left, one on the right."""
     t_T = np.linspace(-_FAR / 2, _FAR / 2, DIRECTION_STEPS)
     rows: list[Row] = []
     moved: dict[str, list[np.ndarray]] = {name: [] for name in traversal.attributes}
     for number, pool in enumerate(pools):
-        z_NZ = traversal.latents(200 + number, DIRECTED)  # none of those that the direction was found from
+        z_NZ = traversal.latents(200 + number, DIRECTED)  # not the latents that define the direction
         made: list[Pixels | None] = []
         near: list[Pixels | None] = []
         for name, (measure, _, _) in traversal.attributes.items():
@@ -244,11 +244,11 @@ def _directions(traversal: LatentTraversal, pools: list[LatentPool]) -> tuple[di
         first = block * (DIRECTION_STEPS + 1)
         columns |= {
             first: f"{little} <-",
-            first + DIRECTION_STEPS // 2: "as it was",
+            first + DIRECTION_STEPS // 2: "unchanged",
             first + DIRECTION_STEPS - 2: f"-> {much}",
         }
     title = (
-        "A latent moved along a direction: from the mean latent of the tenth with the least of an attribute to the "
+        "Latents moved along an attribute's direction: from the mean latent of the tenth with the least of it to the "
         "mean latent of the tenth with the most"
     )
     found = {

@@ -1,4 +1,4 @@
-"""How much of the classes a discriminator knows: a linear classifier on its features, beside three simpler ones."""
+"""A linear probe: the error of a linear SVM on a discriminator's features, and on three baselines."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from jobs.exploration.inputs import Inputs
 
 _CHUNK = 512
 MAX_FEATURE_BYTES = 4 << 30  # of one kind; the classifier takes five times as much again
-_KEPT_BACK = 6  # without a holdout, one image in so many is tested on
+_KEPT_BACK = 6  # without a holdout, every sixth image is the test set
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One classifier's error; with repeats, their mean, and the deviation of one."""
+    """The error of one classifier; with repeats their mean, and their standard deviation."""
 
     features: str
     size: int
@@ -34,11 +34,11 @@ class ProbeResult:
 
 
 def explore(
-    inputs: Inputs, labels: int, repeats: int, centroids: int, tell: Callable[[ProbeResult], None]
+    inputs: Inputs, labels: int, repeats: int, centroids: int, report: Callable[[ProbeResult], None]
 ) -> dict[str, Any]:
-    """The result as JSON; its lines are told one by one, as they are there.
+    """Train and test all classifiers. Returns the results as JSON types; `report` gets each as it is ready.
 
-    Raises: UsageError if there are no classes, or features too many.
+    Raises: UsageError if there are no classes, or too many features.
     """
     train, test = _split(inputs)
     shape = inputs.real.index.image_shape
@@ -56,9 +56,9 @@ def explore(
         train_NF, test_NF = together_NF[: len(train[0])], together_NF[len(train[0]) :]
         if labels < len(train[1]):
             lines.append(_few_labels(kind, train_NF, train[1], test_NF, test[1], labels, repeats, inputs.seed))
-            tell(lines[-1])
+            report(lines[-1])
         lines.append(_all_labels(kind, train_NF, train[1], test_NF, test[1], inputs.seed))
-        tell(lines[-1])
+        report(lines[-1])
     protocol = {
         **inputs.protocol(),
         "trained_on": len(train[1]),
@@ -75,7 +75,7 @@ def explore(
 
 
 def has_classes(inputs: Inputs) -> bool:
-    """Whether there are classes to be told."""
+    """Whether the data, and the holdout if there is one, have classes."""
     return bool(inputs.real.index.classes) and (
         inputs.holdout_folder is None or inputs.holdout is None or bool(inputs.holdout.index.classes)
     )
@@ -84,7 +84,7 @@ def has_classes(inputs: Inputs) -> bool:
 def _split(inputs: Inputs) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Images and labels to train on, and to test on."""
     if not has_classes(inputs):
-        raise UsageError(f"--what features: {inputs.real.folder} or the holdout has no classes to be told")
+        raise UsageError(f"--what features: {inputs.real.folder} or the holdout has no classes")
     real, holdout = inputs.real, inputs.holdout
     if holdout is not None:
         parts = ((real.images_NHWC, real.label_N), (holdout.images_NHWC, holdout.label_N))
@@ -92,14 +92,14 @@ def _split(inputs: Inputs) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndar
         back = np.arange(len(real)) % _KEPT_BACK == _KEPT_BACK - 1
         parts = ((real.images_NHWC[~back], real.label_N[~back]), (real.images_NHWC[back], real.label_N[back]))
     if any(len(np.unique(label_N)) < 2 for _, label_N in parts) or len(parts[0][1]) < 10:
-        raise UsageError("--what features: at least two classes and ten images are needed to tell them apart")
+        raise UsageError("--what features: at least two classes and ten images are needed")
     return parts
 
 
 def _kinds(
     inputs: Inputs, train_NHWC: np.ndarray, shape: tuple[int, int, int], centroids: int
 ) -> Iterator[Callable[[], Features]]:
-    """One after another, so that only one kind's features are held."""
+    """Features one after another, so that only one kind is in memory."""
     model, seed = inputs.model, inputs.seed
     trained = f"the discriminator of model {inputs.digest[:12]}"
     random = f"a discriminator of the same shape, its weights as training begins with them, from seed {seed}"

@@ -1,4 +1,4 @@
-"""Which images a rule takes, by the logits in the manifest. Pure: no Ray, no storage. C images of a class."""
+"""The selection rules, by the logits in the manifest. Pure: no Ray, no storage. C images of a class."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from dcgan.evaluation import rejection
 
 
 class Scores(NamedTuple):
-    """What the manifest says of all images of a dataset, in order."""
+    """Columns of the manifest for all images of a dataset, in order."""
 
     index_N: np.ndarray  # int64, ascending
     label_N: np.ndarray  # int32; -1 without classes
@@ -18,7 +18,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RuleResult:
-    """What a rule takes, and what it says of itself. `columns`: more of each class, by name."""
+    """The images that a rule selects, and its report. `columns`: numbers of each class, by name."""
 
     selected_N: np.ndarray  # bool
     parameters: dict[str, Any]
@@ -32,7 +32,7 @@ def threshold(scores: Scores, min_logit: float) -> RuleResult:
 
 
 def top(scores: Scores, share: float) -> RuleResult:
-    """The share of each class that has the highest logits, rounded, at least one. Of equal ones the lowest keys."""
+    """The `share` of each class with the highest logits, rounded, at least one image. Ties go to the lowest keys."""
     selected_N = np.zeros(len(scores.index_N), bool)
     lowest, tied = [], 0
     for rows_C in _by_class(scores.label_N).values():
@@ -46,7 +46,7 @@ def top(scores: Scores, share: float) -> RuleResult:
 
 
 def drs(scores: Scores, real_N: np.ndarray, percentile: float, seed: int) -> RuleResult:
-    """Rejection sampling within each class: a conditional discriminator's logits say nothing of how classes compare.
+    """Rejection sampling within each class: logits of a conditional discriminator cannot be compared between classes.
 
     Args:   real_N: logits of real images that the discriminator was not trained on. percentile: of gamma.
     Raises: CalibrationError.
@@ -73,7 +73,7 @@ def drs(scores: Scores, real_N: np.ndarray, percentile: float, seed: int) -> Rul
 
 
 def counts(label_N: np.ndarray, selected_N: np.ndarray) -> list[dict[str, int | None]]:
-    """How many of each class were taken, in the order of a result's columns."""
+    """The selected images of each class, in the order of a result's columns."""
     return [
         {"label": None if label < 0 else label, "taken": int(selected_N[rows_C].sum()), "of": len(rows_C)}
         for label, rows_C in _by_class(label_N).items()

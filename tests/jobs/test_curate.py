@@ -118,7 +118,7 @@ def test_threshold_through_the_command(synthetic: Path, tmp_path: Path, capsys: 
     assert sum(one["taken"] or 0 for one in found.facts.classes) == len(wanted)
     assert [one["of"] for one in found.facts.classes] == [100] * 10
     told = capsys.readouterr().out
-    assert f"{len(wanted):,} of 1,000 images taken ({len(wanted) / 1000:.1%})" in told
+    assert f"{len(wanted):,} of 1,000 images selected ({len(wanted) / 1000:.1%})" in told
     assert f"jobs/evaluate.py --fake {synthetic} --selection {tmp_path}/s.parquet" in told
     assert bytes_of(synthetic) == before
     joined = duckdb.sql(
@@ -138,8 +138,8 @@ def test_top_through_the_command_and_again(synthetic: Path, tmp_path: Path, caps
     data = output.read_bytes()
     run(synthetic, "top", output, share=0.2)
     assert output.read_bytes() == data
-    assert "it was there already" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="another file is here; selections do not change: name another"):
+    assert "it existed already" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="another file is here, and a selection never changes; name another"):
         run(synthetic, "top", output, share=0.3)
     assert output.read_bytes() == data
 
@@ -153,7 +153,7 @@ def test_drs_through_the_command(
     report = found.facts.report
     index, real = (reader.open_sealed(Folder(str(folder))) for folder in (synthetic, digits))
     assert report["real"] == {"root": real.root, "images": 2500, "trained_on": True}
-    assert f"--holdout {digits} is what the model was trained on" in told
+    assert f"the model was trained on --holdout {digits}" in told
     assert report["acceptance"] == len(found.index_N) / 1000
     assert f"acceptance rate {report['acceptance']:.4f}, expected {report['expected_acceptance']:.4f}" in told
     assert re.search(r"^Brier score .*0\.\d{4} +0\.\d{4}$", told, re.M)
@@ -245,7 +245,7 @@ def test_training_on_a_selection(
 def test_one_line_for_what_cannot_be_selected(synthetic: Path, digits: Path, tmp_path: Path) -> None:
     refused: list[tuple[Path, str, dict[str, Any], str]] = [
         (digits, "top", {}, f"--dataset {digits}: it was ingested and has no scores; only generated images can be "
-         "chosen"),
+         "selected"),
         (
             synthetic,
             "drs",
@@ -257,7 +257,7 @@ def test_one_line_for_what_cannot_be_selected(synthetic: Path, digits: Path, tmp
             synthetic,
             "top",
             {"output": f"{synthetic}/s.parquet"},
-            f"--output {synthetic}/s.parquet: inside the dataset, which stays as it was sealed; name another place",
+            f"--output {synthetic}/s.parquet: this is inside the dataset, which is sealed; name another place",
         ),
     ]  # fmt: skip
     for data, rule, settings, told in refused:
@@ -265,7 +265,7 @@ def test_one_line_for_what_cannot_be_selected(synthetic: Path, digits: Path, tmp
             run(data, rule, **{"output": tmp_path / "s.parquet", **settings})
         assert str(error.value) == told
     largest = max(logit for *_, logit in logits(synthetic))
-    with pytest.raises(UsageError, match=f"no image is taken; the largest logit is {largest:.4g}; use a lower --min"):
+    with pytest.raises(UsageError, match=f"no image is selected; the largest logit is {largest:.4g}; use a lower "):
         run(synthetic, "threshold", tmp_path / "s.parquet", min_logit=largest + 1)
     assert not (tmp_path / "s.parquet").exists()
 

@@ -110,7 +110,7 @@ def test_numbers_stand_with_their_protocol(found: dict[str, Any], digits: Path, 
     for row in found["results"]:
         assert row["n_of"] > 0
         assert row["n_against"] > 0
-        assert row["value"] is not None or row["note"].startswith("not taken: ")
+        assert row["value"] is not None or row["note"].startswith("not measured: ")
 
 
 def test_frechet_is_of_all_images(found: dict[str, Any], digits: Path, synthetic: Path) -> None:
@@ -128,7 +128,7 @@ def test_class_by_class(found: dict[str, Any]) -> None:
         assert told["frechet_distance", "fake", "real", label] is None
         assert told["kernel_distance", "fake", "real", label] is not None
     notes = {row["note"] for row in found["results"] if row["measure"] == "frechet_distance" and row["label"] == 3}
-    assert notes == {"not taken: it needs more images than there are features (784)"}
+    assert notes == {"not measured: it needs more images than features (784)"}
 
 
 def test_a_poor_model_looks_poor(found: dict[str, Any]) -> None:
@@ -274,8 +274,8 @@ def test_one_line_for_what_cannot_be_compared(tiny: Tiny, tmp_path: Path) -> Non
         ({"fake": real, "holdout": str(few)}, f"--holdout {few}: 8 images; at least 20 are needed"),
         (
             {"fake": real, "features": "classifier"},
-            "--features classifier: it is trained on classes: give datasets that have them, and --classifier-images "
-            "above 0; or take vgg16-random, which needs none",
+            "--features classifier needs datasets with classes, and --classifier-images above 0; use vgg16-random, "
+            "which needs neither",
         ),
         ({"fake": real, "output": real}, f"--output {real}: a dataset is here; name another folder"),
         (

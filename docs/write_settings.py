@@ -1,17 +1,28 @@
-"""Write docs/settings.md from the settings classes: `python -m jobs.command.settings_page`, or `make docs`."""
+"""Write docs/settings.md from the settings classes: `python -m docs.write_settings`, or `make docs`.
+
+No module of jobs may import a command; this script is outside for that reason.
+"""
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from jobs import curate, evaluate, explore, generate, ingest, train, verify
 from jobs.command.settings import ClusterSettings, JobSettings
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
-COMMANDS = ("ingest", "train", "generate", "verify", "evaluate", "curate", "explore")
+PAGE = Path(__file__).parent / "settings.md"
+SETTINGS: tuple[type[JobSettings], ...] = (
+    ingest.IngestSettings,
+    train.TrainSettings,
+    generate.GenerateSettings,
+    verify.VerifySettings,
+    evaluate.EvaluateSettings,
+    curate.CurateSettings,
+    explore.ExploreSettings,
+)
 _HEAD = """# Settings
 
 Every command and every setting. `make docs` writes this page from the settings classes; edit it there.
@@ -29,13 +40,7 @@ A larger `--count` extends a dataset; a smaller one is refused.
 def page() -> str:
     """The page as Markdown."""
     common = ["## Every command", "", *_table(ClusterSettings, ClusterSettings.model_fields), ""]
-    return "\n".join([_HEAD, *common, *(_section(_settings_class(command)) for command in COMMANDS)])
-
-
-def _settings_class(command: str) -> type[JobSettings]:
-    # By name: no module may import a command, and this page is about all of them.
-    found: type[JobSettings] = getattr(import_module(f"jobs.{command}"), f"{command.capitalize()}Settings")
-    return found
+    return "\n".join([_HEAD, *common, *map(_section, SETTINGS)])
 
 
 def _section(settings: type[JobSettings]) -> str:
