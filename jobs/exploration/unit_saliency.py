@@ -92,7 +92,7 @@ def _picture(images: Images, found: dict[str, list[UnitSaliency]], digest: str) 
         columns[block * (2 * TOP + 1)] = f"{name}: {_COLUMN}"
     title = (
         "Unit saliency of the last convolution. Framed: the receptive field of the unit. After each image, enlarged: "
-        "the guided gradient there\n(light: a lighter pixel increases the activation; dark: a darker one; mid-grey: none). "
+        "its guided gradient\n(light: a lighter pixel raises the activation; dark: a darker one; mid-grey: none). "
         f"Model {digest[:12]}, images of --{images.role}"
     )
     return figure.draw(title, rows, columns, scale=1)

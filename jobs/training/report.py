@@ -33,7 +33,7 @@ def write_report(run: Folder, ticks: list[dict[str, Any]], best: dict[str, Any])
 
 def _warnings(warnings: list[str]) -> list[str]:
     if not warnings:
-        return ["No warnings (docs/train.md lists what is checked).", ""]
+        return ["No warnings.", ""]
     return ["Warnings:", "", *(f"* {warning}" for warning in warnings), ""]
 
 
