@@ -47,7 +47,7 @@ class CurateSettings(ClusterSettings):
     command: ClassVar[str] = "curate"
     about: ClassVar[str] = (
         "Select images of a synthetic dataset by their discriminator logits. The selection is a Parquet file of keys "
-        "that train, evaluate and DuckDB read. docs/quality.md has measurements."
+        "that train, evaluate and DuckDB read. docs/curate.md has measurements."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "jobs/curate.py --rule top --share 0.5",

@@ -36,7 +36,7 @@ class ExploreSettings(JobSettings):
     command: ClassVar[str] = "explore"
     about: ClassVar[str] = (
         "Explore a model, as numbers and pictures: a linear probe of its discriminator's features, the saliency of its "
-        "units, and traversals of its latent space. It runs in one process on this machine's CPUs. docs/quality.md "
+        "units, and traversals of its latent space. It runs in one process on this machine's CPUs. docs/explore.md "
         "explains each picture."
     )
     examples: ClassVar[tuple[str, ...]] = (
