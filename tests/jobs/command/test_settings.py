@@ -18,6 +18,6 @@ def test_every_setting_has_a_meaning_and_each_exemption_is_a_setting(settings: t
 
 def test_the_page_states_choices_ranges_and_resume() -> None:
     lines = write_settings.page().splitlines()
-    assert "| `--count` | required | from 1 to 1,000,000,000,000 | how many images, exactly | yes |" in lines
+    assert "| `--count` | required | from 1 to 1,000,000,000,000 | number of images, exactly | yes |" in lines
     assert any(line.startswith("| `--channels` |  | `1`, `3` |") for line in lines)
     assert any(line.startswith("| `--share` | `0.5` | above 0 to 1 |") for line in lines)

@@ -85,11 +85,11 @@ def test_ranks_that_see_one_run_go_on_alike(case: str, images: int, told: dict[s
         (
             "older",
             1,
-            "00032/checkpoint.json: not found, but rank 0 goes on from the checkpoint of 32 images: ",
+            "00032/checkpoint.json: not found, but rank 0 resumes from the checkpoint of 32 images: ",
         ),
-        ("another", 1, ": its checkpoint of 32 images is another than rank 0's: "),
+        ("another", 1, ": its checkpoint of 32 images differs from rank 0's: "),
         ("elsewhere", 1, "/run.json: not found, but the job wrote it: "),
-        ("behind", 0, ": the newest whole checkpoint here is of 16 images, but one of 32 was committed: "),
+        ("behind", 0, ": the newest complete checkpoint here is of 16 images, but one of 32 was committed: "),
     ],
 )
 def test_a_rank_that_sees_another_run_stops_all_with_one_line(
