@@ -38,7 +38,7 @@ def test_all_parts(digits: Path, digits_run: Path, tmp_path: Path, capfd: pytest
     assert protocol["model"]["url"].endswith(best["model"])
     assert protocol["model"]["trained_on_this_data"] is True
     assert protocol["labels_seen_in_training"] is True
-    assert "was trained with the labels" in printed
+    assert "was trained with all labels" in printed
     assert protocol["datasets"]["data"]["drawn"] == 400 == protocol["trained_on"] + protocol["tested_on"]
     lines = {(row["features"], row["labels"]): row for row in found["results"]}
     kinds = ("pixels", "k-means", "untrained", "discriminator")
@@ -71,5 +71,5 @@ def test_what_cannot_be_explored_is_one_line(digits: Path, digits_run: Path, tmp
     inputs.__dict__["real"] = replace(
         inputs.real, index=replace(index, identity=index.identity.model_copy(update={"classes": None}))
     )
-    with pytest.raises(UsageError, match=r"--what features: .* has no classes to be told"):
+    with pytest.raises(UsageError, match=r"--what features: .* has no classes"):
         linear_probe.explore(inputs, 10, 1, 4, print)
