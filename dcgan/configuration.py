@@ -1,7 +1,6 @@
-"""Configurations: frozen dataclasses whose fields carry their bounds and their meaning.
+"""Configurations: frozen dataclasses whose fields carry their bounds and their descriptions.
 
-They are pydantic dataclasses, so a field is stated once: the job's flags, the documentation and the checks are made
-from it.
+They are pydantic dataclasses. A field is stated once; the job's flags, the documentation and the checks come from it.
 """
 
 from dataclasses import asdict
@@ -11,8 +10,8 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-# Mark of a field that came later, with a default that means "as before": at its default it is not in an identity, so
-# that older runs keep theirs. Use as Field(..., json_schema_extra=LATER).
+# Marks a field that was added after the first release. Its default means "as before". An identity leaves the field out
+# while it has its default, so older runs keep their identity. Usage: Field(..., json_schema_extra=LATER).
 LATER: dict[str, Any] = {"later": True}
 
 
@@ -23,14 +22,14 @@ def fields(config: Any) -> dict[str, FieldInfo]:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """A configuration as it stands in a run's identity: every field, but no LATER one that is at its default."""
+    """A configuration as a run's identity holds it: every field, except LATER fields that have their default."""
     later = {name for name, field in fields(config).items() if field.json_schema_extra == LATER}
     values = asdict(config)
     return {name: value for name, value in values.items() if name not in later or value != fields(config)[name].default}
 
 
 def reason(error: ValidationError) -> str:
-    """The first complaint about a configuration as one line that names the field, its value and what is allowed."""
+    """The first validation error as one line: the field, its value and the allowed values."""
     first = error.errors()[0]
     text = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
     field = ".".join(map(str, first["loc"]))

@@ -1,13 +1,14 @@
-"""A model as files: model.json and two safetensors. Nothing here can run code when it is read.
+"""A model as files: model.json and two safetensors files. Reading them cannot run code.
 
-    model.json                  family and its configuration, class names, provenance, size and sha256 of the other two
+    model.json                  family, configuration, class names, provenance; size and sha256 of the other two files
     generator.safetensors       the exponential moving average of the trained generator
     discriminator.safetensors
 
-The model's digest is the sha256 of model.json, which holds the others' hashes: `sha256sum model.json` names the model.
+The model's digest is the sha256 of model.json, which holds the hashes of the other files. `sha256sum model.json` prints
+it.
 
-Format 2 names a family and its configuration; a field that the configuration lacks has the default that means "as
-before". Format 1, of earlier versions, holds both in `network`.
+Format 2 stores the family and its configuration. A field that is missing there has its default, which means "as
+before". Format 1, of earlier versions, stores both in `network`.
 """
 
 import hashlib
@@ -29,16 +30,16 @@ CARD = "model.json"
 WEIGHTS = ("generator.safetensors", "discriminator.safetensors")
 MAX_CARD_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 4 << 30
-MAX_HEADER_BYTES = 1 << 20  # of a safetensors file: ours have some kilobytes
+MAX_HEADER_BYTES = 1 << 20  # of a safetensors file; those written here have a few kilobytes
 
 
 class ModelError(ValueError):
-    """Files that are not a model that this version can use."""
+    """The files are not a model that this version can use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Both networks, in eval mode where they were read from files. `provenance` says what they were trained on."""
+    """Both networks, in eval mode if they were read from files. `provenance` describes their training data."""
 
     generator: Generator
     discriminator: Discriminator
@@ -52,9 +53,9 @@ class Model:
 
 
 def pack(model: Model) -> dict[str, bytes]:
-    """The model's files by name, model.json last: a directory that has it is complete.
+    """The model's files by name. model.json is last: a directory that has it is complete.
 
-    Raises: ModelError naming file and tensor for a weight that is not finite.
+    Raises: ModelError, with the file and the tensor, for a weight that is not finite.
     """
     states = (model.generator.state_dict(), model.discriminator.state_dict())
     for name, state in zip(WEIGHTS, states, strict=True):
@@ -74,12 +75,12 @@ def pack(model: Model) -> dict[str, bytes]:
 
 
 def digest(card: bytes) -> str:
-    """The name of a model, from the bytes of its model.json."""
+    """The model's digest, from the bytes of its model.json."""
     return hashlib.sha256(card).hexdigest()
 
 
 def read_card(card: bytes) -> dict[str, Any]:
-    """model.json, checked against its schema. Raises ModelError naming what is wrong."""
+    """model.json, parsed and checked against its schema. Raises ModelError with the reason."""
     if len(card) > MAX_CARD_BYTES:
         raise ModelError(f"{CARD} has {len(card)} bytes; at most {MAX_CARD_BYTES} are read")
     try:
@@ -96,7 +97,7 @@ def read_card(card: bytes) -> dict[str, Any]:
         classes, count = parsed["classes"], config_of(parsed).num_classes
         named = isinstance(classes, list) and [*map(type, classes)] == [str] * count
         if not (named if count else classes is None):
-            raise ModelError(f"{CARD}: {count} classes, but other names")
+            raise ModelError(f"{CARD}: the names do not match {count} classes")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise error if isinstance(error, ModelError) else ModelError(f"{CARD} is not a model card: {error}") from error
     result: dict[str, Any] = parsed
@@ -104,7 +105,7 @@ def read_card(card: bytes) -> dict[str, Any]:
 
 
 def config_of(card: Mapping[str, Any]) -> FamilyConfig:
-    """The configuration that a card names. Raises ValueError, KeyError or TypeError for one that names none."""
+    """The configuration in a card. Raises ValueError, KeyError or TypeError if the card has no valid one."""
     if card["format"] == 1:
         shape = dict(card["network"])
         return registry.configure(shape.pop("network"), shape)
@@ -116,12 +117,13 @@ def _types(values: dict[str, Any]) -> dict[str, type]:
 
 
 def unpack(read: Callable[[str, int], bytes]) -> Model:
-    """A model from its files, in eval mode. `read` gives a file's content by its name, up to a number of bytes.
+    """A model from its files, in eval mode.
 
-    Raises: ModelError if a file is not what model.json says, does not fit the networks, or is not finite.
+    Models may come from untrusted sources. Before memory is allocated, the file sizes are checked against the sizes of
+    the networks.
 
-    A model may come from a stranger: how large its networks are is known, and its files' sizes compared with it, before
-    memory is taken.
+    Args:   read: returns the content of a file, given its name and the most bytes to read.
+    Raises: ModelError if a file does not match model.json or the networks, or has values that are not finite.
     """
     card = read_card(read(CARD, MAX_CARD_BYTES))
     config = config_of(card)
@@ -133,12 +135,13 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
             raise ModelError(f"{name}: {expected} bytes; at most {MAX_WEIGHTS_BYTES} are read")
         if not size <= expected <= size + MAX_HEADER_BYTES:
             raise ModelError(f"{name} does not fit the networks: {expected:,} bytes, their tensors have {size:,}")
-    found = {}  # read one after the other, before time is spent on networks: a run may replace its model meanwhile
+    # All files are read before the networks are built, which takes time: a run may replace its model meanwhile.
+    found = {}
     for name in WEIGHTS:
         expected = card["files"][name]
         found[name] = read(name, expected["bytes"])
         if len(found[name]) != expected["bytes"] or hashlib.sha256(found[name]).hexdigest() != expected["sha256"]:
-            raise ModelError(f"{name} is not the file that {CARD} names (its size or sha256 is another)")
+            raise ModelError(f"{name} is not the file that {CARD} names (its size or sha256 differs)")
     generator, discriminator = registry.build(config)
     for name, network in zip(WEIGHTS, (generator, discriminator), strict=True):
         try:
@@ -159,15 +162,15 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
 def _check_finite(name: str, state: dict[str, Tensor]) -> None:
     for tensor, values in state.items():
         if not torch.isfinite(values).all():
-            raise ModelError(f"{name}: {tensor} is not finite: a model that diverged; use an earlier one")
+            raise ModelError(f"{name}: {tensor} is not finite: the model diverged; use an earlier one")
 
 
 def to_bytes(state: dict[str, Tensor]) -> bytes:
-    """Tensors as safetensors: contiguous (channels_last is a matter of speed, not of the model) and on the CPU."""
+    """Tensors as the bytes of a safetensors file. They are made contiguous: memory layout is not part of a model."""
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
 
 
 def from_bytes(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises SafetensorError for anything else, a pickle included."""
+    """The tensors of a safetensors file. Raises SafetensorError for any other content, including a pickle."""
     state: dict[str, torch.Tensor] = safetensors.torch.load(data)
     return state

@@ -1,4 +1,4 @@
-"""What numbers are computed with: device, dtype, and the fingerprint that says when two machines agree bit for bit."""
+"""Device, dtype, and the fingerprint that decides whether two machines compute the same bits."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import torch
 
-# Of our own arithmetic: raised by each change to the networks or to sampling that changes an image's bits.
+# The revision of this project's arithmetic. Every change to the networks or to sampling that changes an image's bits
+# must raise it.
 REVISION = "1"
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """A device and a dtype. Weights may be float32 and still be multiplied in bfloat16 (autocast)."""
+    """A device and a dtype. In training, weights stay float32 and autocast multiplies them in this dtype."""
 
     device: str
     dtype: torch.dtype
@@ -22,14 +23,15 @@ class Arithmetic:
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self) -> torch.autocast:
-        """Training's mixed precision: off for float32."""
+        """The mixed precision of training; disabled for float32."""
         return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def choose(precision: str, device: str) -> Arithmetic:
-    """Resolve `auto`: a GPU where there is one, bfloat16 where the hardware multiplies it natively.
+    """Resolve `auto`: a GPU if there is one, bfloat16 if the hardware multiplies it natively.
 
-    Raises: ValueError if a GPU is asked for and there is none.
+    Args:   precision: "auto", "fp32" or "bf16". device: "auto", "cpu" or "cuda".
+    Raises: ValueError if `device` is "cuda" and there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no GPU here; use --device cpu")
@@ -40,7 +42,7 @@ def choose(precision: str, device: str) -> Arithmetic:
 
 
 def fingerprint(arithmetic: Arithmetic) -> dict[str, str]:
-    """All that the bits of an image depend on beside weights, seed and batch. Equal fingerprints: equal bits."""
+    """Everything except weights, seed and batch that decides an image's bits. Equal fingerprints give equal bits."""
     return {
         "device": _gpu() if arithmetic.device == "cuda" else _cpu(),
         "dtype": arithmetic.dtype_name,
@@ -52,22 +54,22 @@ def fingerprint(arithmetic: Arithmetic) -> dict[str, str]:
 
 
 def grey_tolerance(stored: dict[str, str]) -> int:
-    """How far a pixel may be from the stored one on a machine with another fingerprint, in grey levels of 255."""
+    """The largest allowed difference of a pixel between two fingerprints, in grey levels of 255."""
     return 24 if stored["dtype"] == "bfloat16" else 1
 
 
 def logit_tolerance(stored: dict[str, str]) -> float:
-    """How far a score may be from the stored one, of the same pixels, on a machine with another fingerprint."""
+    """The largest allowed difference of a logit of the same pixels between two fingerprints."""
     return 0.5 if stored["dtype"] == "bfloat16" else 1e-3
 
 
 def _cpu_has_bf16() -> bool:
-    """Elsewhere bfloat16 is emulated, and several times slower than float32."""
+    """Whether the CPU multiplies bfloat16 natively. Emulated bfloat16 is several times slower than float32."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def _cpu() -> str:
-    """The instruction sets that decide which kernels run, and so the order in which they add."""
+    """The instruction sets. They decide which kernels run, and so the order of additions."""
     names = ["cpu", torch.backends.cpu.get_cpu_capability()]
     names += ["amx"] if torch.cpu._is_amx_tile_supported() else []
     names += ["bf16"] if torch.cpu._is_avx512_bf16_supported() else []

@@ -1,4 +1,4 @@
-"""Configurations: identities that old runs keep, and complaints in one line."""
+"""Configurations: old runs keep their identity, and a validation error is one line."""
 
 import pytest
 from pydantic import Field, ValidationError
@@ -13,13 +13,13 @@ class Toy:
     extra: float = Field(0.0, ge=0, json_schema_extra=LATER)
 
 
-def test_a_later_field_is_in_an_identity_only_where_it_changes_something() -> None:
+def test_an_identity_leaves_out_a_later_field_that_has_its_default() -> None:
     assert identity(Toy()) == {"size": 3}
     assert identity(Toy(size=3, extra=0.0)) == {"size": 3}
     assert identity(Toy(extra=0.5)) == {"size": 3, "extra": 0.5}
 
 
-def test_the_fields_carry_their_meaning() -> None:
+def test_fields_have_descriptions() -> None:
     assert fields(Toy)["size"].description == "a size"
     assert fields(Toy()) == fields(Toy)
 
@@ -34,7 +34,7 @@ def test_the_fields_carry_their_meaning() -> None:
         ({"other": 1}, "other is 1; Unexpected keyword argument"),
     ],
 )
-def test_a_complaint_is_one_line(values: dict[str, object], line: str) -> None:
+def test_a_validation_error_is_one_line(values: dict[str, object], line: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Toy(**values)  # type: ignore[arg-type]
     assert reason(caught.value) == line

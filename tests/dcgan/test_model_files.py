@@ -1,4 +1,4 @@
-"""Models as files: what was packed comes back, the digest names it, and nothing else is taken for a model."""
+"""Model files: the round trip, the digest, and the refusal of everything that is not a model."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def packed(kind: str = "dcgan with classes") -> Files:
 
 
 def reader(files: Files) -> Callable[[str, int], bytes]:
-    """What reads the files: no more than it is asked for."""
+    """A function that reads the files, at most one byte beyond the limit."""
     return lambda name, limit: files[name][: limit + 1]
 
 
@@ -56,7 +56,7 @@ def with_card(files: Files, change: Callable[[dict[str, Any]], Any]) -> Files:
 
 
 def with_weights(files: Files, name: str, data: bytes) -> Files:
-    """The files with other weights, and a card that names them."""
+    """The files with other weights, and a card with their size and sha256."""
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return with_card({**files, name: data}, lambda card: card["files"].update({name: entry}))
 
@@ -68,7 +68,7 @@ def refusal(files: Files) -> str:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_what_was_packed_is_unpacked_in_eval_mode(kind: str) -> None:
+def test_a_packed_model_is_unpacked_in_eval_mode(kind: str) -> None:
     model = make(CONFIGS[kind])
     read = model_files.unpack(reader(model_files.pack(model)))
     assert (read.config, read.classes, read.provenance) == (CONFIGS[kind], model.classes, model.provenance)
@@ -81,7 +81,7 @@ def test_what_was_packed_is_unpacked_in_eval_mode(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_packing_is_a_function_of_the_model_and_not_of_how_it_lies_in_memory(kind: str) -> None:
+def test_packing_does_not_depend_on_memory_layout_or_mode(kind: str) -> None:
     model = make(CONFIGS[kind])
     other = make(CONFIGS[kind])
     other.generator.to(memory_format=torch.contiguous_format)
@@ -90,7 +90,7 @@ def test_packing_is_a_function_of_the_model_and_not_of_how_it_lies_in_memory(kin
     assert model_files.pack(model_files.unpack(reader(model_files.pack(model)))) == model_files.pack(model)
 
 
-def test_the_card_comes_last_and_its_sha256_is_the_digest_and_names_the_others() -> None:
+def test_the_card_is_last_has_the_other_hashes_and_its_sha256_is_the_digest() -> None:
     files = packed()
     assert list(files) == [GENERATOR, DISCRIMINATOR, "model.json"]
     card = json.loads(files["model.json"])
@@ -101,7 +101,7 @@ def test_the_card_comes_last_and_its_sha256_is_the_digest_and_names_the_others()
     assert model_files.read_card(files["model.json"]) == card
 
 
-def test_any_other_weight_class_name_or_provenance_is_another_digest() -> None:
+def test_the_digest_depends_on_weights_class_names_and_provenance() -> None:
     models = [make(CONFIGS["dcgan with classes"]) for _ in range(4)]
     with torch.no_grad():
         models[1].discriminator.head.bias += 1e-30
@@ -111,7 +111,7 @@ def test_any_other_weight_class_name_or_provenance_is_another_digest() -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_that_are_not_those_of_the_card_are_refused_wherever_they_differ(name: str) -> None:
+def test_weights_that_differ_from_the_card_in_any_byte_are_refused(name: str) -> None:
     files = packed("dcgan")
     data, rng = files[name], np.random.default_rng(0)
     wrong = [data[:-1], data + b"\0", b""]
@@ -119,11 +119,11 @@ def test_weights_that_are_not_those_of_the_card_are_refused_wherever_they_differ
         wrong.append(data[:position] + bytes([data[position] ^ int(rng.integers(1, 256))]) + data[position + 1 :])
     for other in wrong:
         assert refusal({**files, name: other}) == (
-            f"{name} is not the file that model.json names (its size or sha256 is another)"
+            f"{name} is not the file that model.json names (its size or sha256 differs)"
         )
 
 
-def test_a_flipped_byte_of_the_card_is_refused_or_another_digest_and_nothing_else() -> None:
+def test_a_flipped_byte_of_the_card_is_refused_or_changes_the_digest() -> None:
     card = packed()[CARD]
     refused = 0
     for position in range(len(card)):
@@ -137,17 +137,15 @@ def test_a_flipped_byte_of_the_card_is_refused_or_another_digest_and_nothing_els
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    files, other = (
-        packed("dcgan"),
-        model_files.pack(make(configure("dcgan", image_size=28, channels=1, width=3, z_dim=3))),
-    )
+    files = packed("dcgan")
+    other = model_files.pack(make(configure("dcgan", image_size=28, channels=1, width=3, z_dim=3)))
     for name in WEIGHTS:
         assert refusal(with_weights(files, name, other[name])).startswith(f"{name} does not fit the networks: ")
     wider = with_card(files, lambda card: card["config"].update(width=4))
     assert refusal(wider).startswith(f"{GENERATOR} does not fit the networks: ")
 
 
-def test_weights_with_a_tensor_too_few_or_too_many_are_refused() -> None:
+def test_weights_with_a_missing_or_additional_tensor_are_refused() -> None:
     files = packed("dcgan")
     state = safetensors.torch.load(files[DISCRIMINATOR])
     fewer = {name: value for name, value in state.items() if name != "head.bias"}
@@ -159,8 +157,8 @@ def test_weights_with_a_tensor_too_few_or_too_many_are_refused() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_a_model_that_is_not_finite_is_neither_published_nor_taken(name: str, value: float) -> None:
-    """The last value of every tensor in turn: weights, norms' statistics, biases."""
+def test_a_model_that_is_not_finite_is_neither_packed_nor_unpacked(name: str, value: float) -> None:
+    """The last value of each tensor in turn, including biases and the statistics of norms."""
     model = make(CONFIGS["dcgan with classes"])
     files = model_files.pack(model)
     state = (model.generator if name == GENERATOR else model.discriminator).state_dict()
@@ -170,17 +168,17 @@ def test_a_model_that_is_not_finite_is_neither_published_nor_taken(name: str, va
         last = tuple(size - 1 for size in state[tensor].shape)
         kept = state[tensor][last].clone()
         state[tensor][last] = value
-        told = f"{name}: {tensor} is not finite: a model that diverged; use an earlier one"
+        message = f"{name}: {tensor} is not finite: the model diverged; use an earlier one"
         with pytest.raises(ModelError) as caught:
             model_files.pack(model)
-        assert str(caught.value) == told
-        assert refusal(with_weights(files, name, model_files.to_bytes(state))) == told
+        assert str(caught.value) == message
+        assert refusal(with_weights(files, name, model_files.to_bytes(state))) == message
         state[tensor][last] = kept
     assert model_files.pack(model) == files
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -202,7 +200,7 @@ def test_a_pickle_named_safetensors_is_refused_and_never_run(writer: str, tmp_pa
         assert message.startswith(f"{name} does not fit the networks: ")
     assert not mark.exists()
     if writer == "pickle":
-        pickle.loads(file.read_bytes())  # noqa: S301  # the trap works
+        pickle.loads(file.read_bytes())  # noqa: S301  # shows that the pickle would run
         assert mark.exists()
 
 
@@ -212,6 +210,10 @@ def update(**values: Any) -> Callable[[dict[str, Any]], Any]:
 
 def config(**values: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda card: card["config"].update(values)
+
+
+def weights(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda card: card["files"][GENERATOR].update(values)
 
 
 @pytest.mark.parametrize(
@@ -234,49 +236,39 @@ def config(**values: Any) -> Callable[[dict[str, Any]], Any]:
         ),
         (config(width=4096), "model.json is not a model card: width is 4096; it must be less than or equal to 512"),
         (config(image_size=65), "model.json is not a model card: image_size is 65; it must be 28, 32, 64 or 128"),
-        (
-            lambda card: card["files"][GENERATOR].update(path="/etc/passwd"),
-            "model.json: files has other fields than this version knows",
-        ),
+        (weights(path="/etc/passwd"), "model.json: files has other fields than this version knows"),
         (
             lambda card: card["files"][GENERATOR].pop("bytes"),
             "model.json: files has other fields than this version knows",
         ),
+        (weights(bytes="9"), "model.json: files has other fields than this version knows"),
         (
-            lambda card: card["files"][GENERATOR].update(bytes="9"),
-            "model.json: files has other fields than this version knows",
-        ),
-        (
-            lambda card: card["files"][GENERATOR].update(bytes=MAX_WEIGHTS_BYTES + 1),
+            weights(bytes=MAX_WEIGHTS_BYTES + 1),
             f"{GENERATOR}: {MAX_WEIGHTS_BYTES + 1} bytes; at most {MAX_WEIGHTS_BYTES} are read",
         ),
-        (
-            lambda card: card["files"][GENERATOR].update(bytes=0),
-            f"{GENERATOR}: 0 bytes; at most {MAX_WEIGHTS_BYTES} are read",
-        ),
-        (update(classes=None), "model.json: 2 classes, but other names"),
-        (update(classes=["one"]), "model.json: 2 classes, but other names"),
-        (update(classes=["one", 2]), "model.json: 2 classes, but other names"),
-        (update(classes="ab"), "model.json: 2 classes, but other names"),
+        (weights(bytes=0), f"{GENERATOR}: 0 bytes; at most {MAX_WEIGHTS_BYTES} are read"),
+        (update(classes=None), "model.json: the names do not match 2 classes"),
+        (update(classes=["one"]), "model.json: the names do not match 2 classes"),
+        (update(classes=["one", 2]), "model.json: the names do not match 2 classes"),
+        (update(classes="ab"), "model.json: the names do not match 2 classes"),
     ],
 )
-def test_a_card_that_is_not_quite_one_is_refused_with_the_reason(
-    change: Callable[[dict[str, Any]], Any], message: str
-) -> None:
+def test_an_invalid_card_is_refused_with_the_reason(change: Callable[[dict[str, Any]], Any], message: str) -> None:
     assert refusal(with_card(packed(), change)) == message
 
 
 @pytest.mark.parametrize("classes", [[], ["one"]])
 def test_a_model_without_classes_has_no_class_names(classes: list[str]) -> None:
-    assert refusal(with_card(packed("dcgan"), update(classes=classes))) == "model.json: 0 classes, but other names"
+    files = with_card(packed("dcgan"), update(classes=classes))
+    assert refusal(files) == "model.json: the names do not match 0 classes"
 
 
 @pytest.mark.parametrize("card", [b"", b"{", b"[]", b"null", b"7", b'"x"', b"\xff\xfe\x00", b"[" * 100_000])
-def test_what_is_no_card_at_all_is_refused(card: bytes) -> None:
+def test_a_file_that_is_not_a_card_is_refused(card: bytes) -> None:
     assert refusal({**packed(), CARD: card}).startswith("model.json is not a model card: ")
 
 
-def test_a_card_that_is_too_large_is_not_even_parsed() -> None:
+def test_a_card_that_is_too_large_is_refused_unparsed() -> None:
     card = packed()[CARD]
     padded = card + b" " * (MAX_CARD_BYTES - len(card))
     assert model_files.read_card(padded) == model_files.read_card(card)
@@ -286,7 +278,7 @@ def test_a_card_that_is_too_large_is_not_even_parsed() -> None:
 
 
 def of_format_1(files: Files) -> Files:
-    """The files with the card that earlier versions wrote."""
+    """The files with a card of format 1, as earlier versions wrote it."""
 
     def change(card: dict[str, Any]) -> None:
         card.update(format=1, network={"network": card.pop("family"), **card.pop("config")})
@@ -299,10 +291,10 @@ def test_a_model_of_format_1_is_read(kind: str) -> None:
     files = packed(kind)
     old, new = (model_files.unpack(reader(each)) for each in (of_format_1(files), files))
     assert old.config == new.config == CONFIGS[kind]
-    assert model_files.pack(old) == files  # written again in today's format
+    assert model_files.pack(old) == files  # packing writes the current format
 
 
-def test_a_field_that_a_card_lacks_has_its_default() -> None:
+def test_a_field_that_is_missing_in_a_card_has_its_default() -> None:
     files = with_card(packed(), lambda card: card["config"].pop("z_dim"))
     assert model_files.config_of(json.loads(files[CARD])).z_dim == 100
     assert refusal(files).startswith(f"{GENERATOR} does not fit the networks: ")
