@@ -1,9 +1,10 @@
-"""A small convolutional classifier: what it learns from images says what they are worth as training data.
+"""A small convolutional classifier. It measures how useful images are as training data.
 
-Trained on synthetic images and tested on real ones, its accuracy is the classification accuracy score; trained on real
-ones, its last hidden layer gives features that know the classes.
+Trained on synthetic images and tested on real images, its accuracy is the classification accuracy score. Trained on
+real images, its last hidden layer gives features that separate the classes.
 
-Source: Ravuri & Vinyals 2019, arXiv:1905.10887 (the score; theirs is a ResNet-50 on ImageNet, the network is our own).
+Source: Ravuri & Vinyals 2019, arXiv:1905.10887, for the score. Their network is a ResNet-50 on ImageNet; this one is
+our own.
 
 Shapes: B images of H = W pixels and C channels, K classes.
 """
@@ -51,9 +52,10 @@ def train(
     steps: int,
     seed: int,
 ) -> Classifier:
-    """A classifier after that many steps, in eval mode.
+    """A classifier, trained for `steps` steps, in eval mode.
 
-    Args:   batches: images_BHWC, uint8, and label_B, int64; as many as there are steps, or more.
+    Args: image_shape: height, width, channels. batches: pairs of images_BHWC, uint8, and label_B, int64; at least
+          `steps` of them. seed: decides initial weights and dropout; torch's global random state stays unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -72,11 +74,11 @@ def train(
 
 @torch.inference_mode()
 def classify(classifier: Classifier, images_BHWC: np.ndarray) -> np.ndarray:
-    """label_B, the likeliest class of each uint8 image."""
+    """label_B, the most likely class of each uint8 image."""
     label_B: np.ndarray = classifier(scaled(images_BHWC)).argmax(1).numpy()
     return label_B
 
 
 def scaled(images_BHWC: np.ndarray) -> Tensor:
-    """images_BCHW in [-1, 1], of uint8 images."""
+    """Uint8 images as images_BCHW, float32 in [-1, 1]."""
     return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0

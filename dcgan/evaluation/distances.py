@@ -1,7 +1,9 @@
-"""How two sets of images differ, in features of them. N and M images, F features; all arithmetic in float64.
+"""Distances between two sets of images in a feature space. N and M images, F features.
 
-Numbers depend on how many images they are taken from: the Fréchet distance falls with more, and so do the distances to
-a nearest neighbour. Only numbers from equal counts, in equal features, can be compared.
+The Fréchet distance, the kernel distance and the manifold metrics are computed in float64.
+
+The values depend on the number of images: the Fréchet distance and nearest-neighbour distances fall as it grows. Only
+values from equal counts and equal features can be compared.
 """
 
 from collections.abc import Iterator
@@ -11,13 +13,13 @@ import numpy as np
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
-NEIGHBOURS = 5  # Naeem et al.'s choice
-_HELD = 1 << 24  # numbers of an N x M matrix that are held at once: 134 MB
+NEIGHBOURS = 5  # as in Naeem et al. 2020
+_MAX_BLOCK = 1 << 24  # entries of an N x M matrix in memory at once: 134 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a mean and a covariance are made of. Sums of parts, added in any order, are the sums of the whole."""
+    """The sums that give a mean and a covariance. Sums of parts, added in any order, are the sums of the whole."""
 
     count: int
     total_F: np.ndarray
@@ -47,8 +49,8 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifold:
-    """Precision and density: how real the fakes look. Recall and coverage: how much of the reals they reach."""
+class ManifoldMetrics:
+    """Precision and density measure fidelity. Recall and coverage measure diversity."""
 
     precision: float
     recall: float
@@ -58,26 +60,30 @@ class Manifold:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the nearest training image says of each of M test images. Answers of parts, added up, are of the whole."""
+    """The distance and the label of the nearest training image of each of M test images.
 
-    distance_M: np.ndarray  # squared, float32; infinite where nothing was seen yet
-    label_M: np.ndarray
+    The answers of parts of the training images, added up, are the answers of all training images.
+    """
+
+    distance_M: np.ndarray  # squared, float32; infinite before the first training image
+    label_M: np.ndarray  # int64; -1 before the first training image
 
     @classmethod
     def none(cls, count: int) -> "Answers":
         return cls(np.full(count, np.inf, np.float32), np.full(count, -1, np.int64))
 
     def __add__(self, other: "Answers") -> "Answers":
-        nearer_M = other.distance_M < self.distance_M  # the first of equals stays
+        nearer_M = other.distance_M < self.distance_M  # on a tie the left operand wins
         return Answers(
             np.where(nearer_M, other.distance_M, self.distance_M), np.where(nearer_M, other.label_M, self.label_M)
         )
 
 
 class NearestNeighbour:
-    """1-nearest-neighbour classification of M test images, by training images that come a few at a time.
+    """1-nearest-neighbour classification of M test images. The training images come in parts.
 
-    In float32, with the test images' mean taken off both sides: random features differ little for their length.
+    The arithmetic is in float32. The test images' mean is subtracted from both sides first: the differences between
+    random features are small compared with their length, and would lose digits.
 
     Source: Radford et al. 2015, arXiv:1511.06434, table 3.
     """
@@ -92,7 +98,7 @@ class NearestNeighbour:
         return len(self._test_MF)
 
     def answers(self, train_NF: np.ndarray, label_N: np.ndarray) -> Answers:
-        """What these training images say, if there were no others. N x M numbers are held."""
+        """The answers of these training images alone. Holds N x M numbers in memory."""
         x_NF = (train_NF - self._mean_F).astype(np.float32)
         distance_MN = self._test_MF @ (-2.0 * x_NF.T) + np.square(x_NF).sum(1)
         place_M = distance_MN.argmin(1)
@@ -100,10 +106,10 @@ class NearestNeighbour:
 
 
 def frechet_distance(real: Sums, fake: Sums) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); 0 for equal sets, and never below.
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); 0 for equal sets, never negative.
 
-    The trace of the root is taken from the eigenvalues of R S2 R with R = S1^(1/2), which are those of S1 S2 and, the
-    matrix being symmetric, cannot come out complex.
+    The trace of the root comes from the eigenvalues of R S2 R with R = S1^(1/2). They equal those of S1 S2, and are
+    real because the matrix is symmetric.
 
     Source: Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500, eq. 6.
     """
@@ -116,9 +122,9 @@ def frechet_distance(real: Sums, fake: Sums) -> float:
 
 
 def kernel_distance(real_NF: np.ndarray, fake_MF: np.ndarray) -> float:
-    """Unbiased squared MMD with k(x, y) = (x.y / F + 1)^3 over all pairs; of equal distributions its mean is 0.
+    """Unbiased squared MMD with the kernel k(x, y) = (x.y / F + 1)^3. For equal distributions its expectation is 0.
 
-    Of all images at once, where the paper averages over subsets: the same expectation, and less noise.
+    It uses all pairs of images. The paper averages over subsets, which has the same expectation and more noise.
 
     Source: Binkowski et al. 2018, arXiv:1801.01401, sec. 4.
     """
@@ -128,11 +134,12 @@ def kernel_distance(real_NF: np.ndarray, fake_MF: np.ndarray) -> float:
     return within_real + within_fake - 2.0 * _kernel_sum(real_NF, fake_MF) / (n * m)
 
 
-def manifold(real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int = NEIGHBOURS) -> Manifold:
-    """Which images lie in a ball around an image of the other set, out to its own set's k-th neighbour.
+def manifold_metrics(real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int = NEIGHBOURS) -> ManifoldMetrics:
+    """Precision, recall, density and coverage by k-nearest-neighbour balls.
 
-    precision: fakes in any real ball. recall: reals in any fake ball. density: real balls that a fake lies in, over k
-    (above 1 where fakes crowd). coverage: real balls that hold a fake.
+    The ball of an image reaches to its k-th neighbour in its own set. Precision is the share of fakes in any real ball,
+    recall the share of reals in any fake ball. Density is the mean number of real balls around a fake, divided by k; it
+    exceeds 1 where fakes are dense. Coverage is the share of real balls that contain a fake.
 
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991 (precision, recall); Naeem et al. 2020, arXiv:2002.09797.
     """
@@ -144,7 +151,7 @@ def manifold(real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int = NEIGHBO
         in_real_balls_M += (distance_BM <= radius_B1).sum(0)
         covered += int((distance_BM.min(1, keepdims=True) <= radius_B1).sum())
         recalled += int((distance_BM <= fake_radius_M).any(1).sum())
-    return Manifold(
+    return ManifoldMetrics(
         precision=float((in_real_balls_M > 0).mean()),
         recall=recalled / len(real_NF),
         density=float(in_real_balls_M.mean()) / neighbours,
@@ -153,9 +160,9 @@ def manifold(real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int = NEIGHBO
 
 
 def nearest(train_NF: np.ndarray, query_MF: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """distance_M and position_M of each query's nearest training image.
+    """distance_M and position_M of the training image nearest to each query.
 
-    Without queries: for each training image, its nearest other one.
+    Without queries: of the nearest other training image, for each training image.
     """
     found = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train_NF)
     distance_M1, position_M1 = found.kneighbors(query_MF)
@@ -172,7 +179,7 @@ def _kernel_diagonal(x_NF: np.ndarray) -> float:
 
 
 def _radii(features_NF: np.ndarray, neighbours: int) -> np.ndarray:
-    """radius_N: the distance to each image's k-th neighbour in its own set, itself not counted."""
+    """radius_N: each image's distance to its k-th neighbour in its own set, not counting itself."""
     blocks = [
         np.partition(distance_BN, neighbours, axis=1)[:, neighbours]
         for _, distance_BN in _distances(features_NF, features_NF)
@@ -182,14 +189,17 @@ def _radii(features_NF: np.ndarray, neighbours: int) -> np.ndarray:
 
 
 def _distances(x_NF: np.ndarray, y_MF: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Euclidean distances from some rows of x to all of y at a time, with where those rows begin."""
+    """Blocks of the matrix of Euclidean distances: the first row of each block, and the block, [rows, M]."""
     y = y_MF.astype(np.float64)
     for start, x_BF in _blocks(x_NF, len(y)):
         yield start, pairwise_distances(x_BF, y)
 
 
 def _blocks(x_NF: np.ndarray, columns: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Some rows of x at a time, in float64, with where they begin: few enough for a matrix of so many columns."""
-    rows = max(1, _HELD // columns)
+    """Blocks of rows of x in float64, each with the position of its first row.
+
+    A matrix of a block's rows and `columns` columns has at most _MAX_BLOCK entries.
+    """
+    rows = max(1, _MAX_BLOCK // columns)
     for start in range(0, len(x_NF), rows):
         yield start, x_NF[start : start + rows].astype(np.float64)

@@ -1,8 +1,8 @@
-"""Features by name: what two sets of images are compared in. N images of H x W pixels and C channels, F features.
+"""The feature spaces in which sets of images are compared. N images of H x W pixels and C channels, F features.
 
-`pixels` needs no network. `vgg16-random` has fixed random weights and so favours no kind of picture. `classifier` knows
-the classes that it was trained on. `inception` is torchvision's Inception v3 with weights that the user has. Numbers in
-different features, or in the same features with another digest, cannot be compared with each other.
+`pixels` needs no network. `vgg16-random` has fixed random weights, so it favours no kind of image. `classifier`
+separates the classes of its training data. `inception` is torchvision's Inception v3 with weights that the user
+provides. Values from different features, or from features with different digests, cannot be compared.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ _BATCH = 64
 
 
 class FeaturesError(ValueError):
-    """Features that cannot be made: one line that says what to do."""
+    """The features are not available. The message is one line with the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Images to features, and all that a number taken in them has to be told with."""
+    """A map from images to features, and the facts that must be reported with every value taken in them."""
 
     name: str
     protocol: str
-    digest: str  # sha256 over the weights' names, shapes and bytes; "no weights" where there are none
+    digest: str  # sha256 over the weights' names, shapes and bytes; "no weights" if there are none
     size: int
     compute: Callable[[Tensor], Tensor]  # images_NCHW in 0..1, float32, to features_NF
 
@@ -52,11 +52,11 @@ class Features:
 
 
 def make(name: str, image_shape: tuple[int, int, int], weights: bytes | None = None) -> Features:
-    """The features of that name for images of that height, width and channels.
+    """The features with the given name.
 
-    Args:   weights: a safetensors file's bytes: of `inception`, the state dict of torchvision's inception_v3; of
-                     `classifier`, that of a Classifier.
-    Raises: FeaturesError if there is no such name, or the weights are missing or another network's.
+    Args:   image_shape: height, width, channels. weights: the bytes of a safetensors file. For `inception` it holds the
+            state dict of torchvision's inception_v3, for `classifier` that of a Classifier.
+    Raises: FeaturesError if the name is unknown, or the weights are missing or belong to another network.
     """
     if name == "pixels":
         height, width, channels = image_shape
@@ -67,26 +67,28 @@ def make(name: str, image_shape: tuple[int, int, int], weights: bytes | None = N
         return _classifier(image_shape, weights)
     if name == "inception":
         return _inception(weights)
-    raise FeaturesError(f"features {name!r}; there are {', '.join(NAMES)}")
+    raise FeaturesError(f"features {name!r}: unknown; use one of {', '.join(NAMES)}")
 
 
 def _flatten(images_NCHW: Tensor) -> Tensor:
-    return images_NCHW.permute(0, 2, 3, 1).flatten(1)  # H, W, C, as stored
+    return images_NCHW.permute(0, 2, 3, 1).flatten(1)  # in the order H, W, C, as stored
 
 
 def _vgg16_random() -> Features:
-    """Source: Naeem et al. 2020, arXiv:2002.09797, for random VGG-16 features; the sizes here are our own.
+    """VGG-16 with random weights.
 
-    64 outputs of fc2, not 4,096: a covariance needs more images than features, also a single class's. Images are not
-    enlarged to 224 x 224, which would cost 49 times the 32 x 32 ones' time and add nothing to them.
+    fc2 has 64 outputs instead of 4,096: a covariance needs more images than features, even within one class. Images are
+    not enlarged to 224 x 224, which would take 49 times as long as 32 x 32 and add no information.
+
+    Source: Naeem et al. 2020, arXiv:2002.09797, for random VGG-16 features. The sizes are our own.
     """
-    from torchvision.models import vgg16  # seconds to import, and only this network needs it
+    from torchvision.models import vgg16  # takes seconds to import; only this network needs it
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = vgg16(weights=None)
         head = nn.Linear(4096, VGG_FEATURES)
-        nn.init.normal_(head.weight, 0.0, 0.01)  # as torchvision's own linear layers
+        nn.init.normal_(head.weight, 0.0, 0.01)  # as torchvision initialises its linear layers
         nn.init.zeros_(head.bias)
     network.classifier = nn.Sequential(network.classifier[0], nn.ReLU(), head)
     network.eval()
@@ -107,7 +109,7 @@ def _vgg16_random() -> Features:
 
 def _classifier(image_shape: tuple[int, int, int], weights: bytes | None) -> Features:
     if weights is None:
-        raise FeaturesError("features classifier: no weights; it has to be trained first")
+        raise FeaturesError("features classifier: no weights; train the classifier first")
     state = load_safetensors(weights)
     network = Classifier(image_shape[0], image_shape[2], len(state["head.1.bias"]))
     network.load_state_dict(state)
@@ -122,13 +124,16 @@ def _classifier(image_shape: tuple[int, int, int], weights: bytes | None) -> Fea
 
 
 def _inception(weights: bytes | None) -> Features:
-    """Source: Heusel et al. 2017, arXiv:1706.08500, for the layer. Their weights and resizing are other ones."""
+    """Inception v3 up to its last pooling layer.
+
+    Source: Heusel et al. 2017, arXiv:1706.08500, for the layer. Their weights and their resizing differ.
+    """
     if weights is None:
         raise FeaturesError(
             "features inception: no weights; give torchvision's inception_v3 as a safetensors file, "
             "or take vgg16-random, which needs none"
         )
-    from torchvision.models import inception_v3  # seconds to import, and only this network needs it
+    from torchvision.models import inception_v3  # takes seconds to import; only this network needs it
 
     network = inception_v3(weights=None, aux_logits=False, init_weights=False, transform_input=False)
     network.fc = nn.Identity()
@@ -161,8 +166,8 @@ def _three_channels(images_NCHW: Tensor) -> Tensor:
 
 
 def _digest(network: nn.Module) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.contiguous().numpy())  # no copy: a layer of VGG-16 has 411 MB
-    return found.hexdigest()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy())  # without a copy: one layer of VGG-16 has 411 MB
+    return digest.hexdigest()

@@ -6,7 +6,14 @@ from itertools import product
 
 import numpy as np
 
-from dcgan.evaluation.distances import NEIGHBOURS, Sums, frechet_distance, kernel_distance, manifold, nearest
+from dcgan.evaluation.distances import (
+    NEIGHBOURS,
+    Sums,
+    frechet_distance,
+    kernel_distance,
+    manifold_metrics,
+    nearest,
+)
 from jobs.evaluation.feature_pass import DatasetFeatures
 
 FEWEST = 4 * NEIGHBOURS  # images: so a half has twice as many as the neighbours that are compared
@@ -125,7 +132,7 @@ def _fidelity(real: Sample, other: Sample) -> dict[str, tuple[float | None, str]
     frechet: tuple[float | None, str] = (None, "")
     if min(len(real), len(other)) > size:
         frechet = frechet_distance(Sums.of(real.features_NF), Sums.of(other.features_NF)), ""
-    found = manifold(real.features_NF, other.features_NF)
+    found = manifold_metrics(real.features_NF, other.features_NF)
     return {
         "frechet_distance": frechet,
         "kernel_distance": (kernel_distance(real.features_NF, other.features_NF), ""),

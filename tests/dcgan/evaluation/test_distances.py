@@ -1,4 +1,4 @@
-"""The distances agree with libraries and with the papers' own formulas, and sums merge in any order."""
+"""The distances agree with libraries and with the formulas of the papers. Sums merge in any order."""
 
 import itertools
 
@@ -17,7 +17,7 @@ from dcgan.evaluation.distances import (
     Sums,
     frechet_distance,
     kernel_distance,
-    manifold,
+    manifold_metrics,
     nearest,
 )
 
@@ -26,7 +26,7 @@ F = 12
 
 @pytest.fixture(scope="module")
 def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """300 and 250 pictures of 2 x 2 pixels in colour, uint8, of two distributions."""
+    """300 and 250 uint8 images of 2 x 2 pixels in colour, from two distributions."""
     rng = np.random.default_rng(0)
     mix = rng.normal(0, 15, (F, F))
     real = 120 + rng.normal(0, 1, (300, F)) @ mix
@@ -41,7 +41,7 @@ def features(pictures: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.nd
 
 
 class Pixels(nn.Module):
-    """Our `pixels`, as torchmetrics takes features."""
+    """Our features `pixels` as a module for torchmetrics."""
 
     num_features = F
 
@@ -59,7 +59,7 @@ def test_frechet_agrees_with_torchmetrics(
     assert ours == pytest.approx(float(theirs.compute()), rel=1e-6)
 
 
-def test_frechet_agrees_with_the_formula_by_scipy(features: tuple[np.ndarray, np.ndarray]) -> None:
+def test_frechet_agrees_with_the_formula_in_scipy(features: tuple[np.ndarray, np.ndarray]) -> None:
     real, fake = (x.astype(np.float64) for x in features)
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
     root = scipy.linalg.sqrtm(a @ b)
@@ -70,12 +70,12 @@ def test_frechet_agrees_with_the_formula_by_scipy(features: tuple[np.ndarray, np
 def test_kernel_distance_agrees_with_torchmetrics(
     pictures: tuple[np.ndarray, np.ndarray], features: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    """One subset of all; theirs takes as many of both."""
+    """One subset with all images. torchmetrics needs equal counts of both sets."""
     real, fake = (x[:250] for x in features)
     theirs = KernelInceptionDistance(feature=Pixels(), subsets=1, subset_size=250).set_dtype(torch.float64)
     for images, is_real in zip(pictures, (True, False), strict=True):
         theirs.update(torch.from_numpy(images[:250]), real=is_real)
-    theirs.real_features = [x.double() for x in theirs.real_features]  # it sums in their type
+    theirs.real_features = [x.double() for x in theirs.real_features]  # torchmetrics sums in the dtype of the features
     theirs.fake_features = [x.double() for x in theirs.fake_features]
     assert kernel_distance(real, fake) == pytest.approx(float(theirs.compute()[0]), rel=1e-6)
 
@@ -92,7 +92,7 @@ def test_kernel_distance_is_the_mean_over_all_pairs(features: tuple[np.ndarray, 
 
 
 def test_manifold_agrees_with_the_definitions(features: tuple[np.ndarray, np.ndarray]) -> None:
-    """Balls, image by image, as in the paper."""
+    """The balls are computed image by image, as the paper defines them."""
     real, fake = (x[:n].astype(np.float64) for x, n in zip(features, (120, 90), strict=True))
     k = 3
 
@@ -101,7 +101,7 @@ def test_manifold_agrees_with_the_definitions(features: tuple[np.ndarray, np.nda
 
     distance = np.array([[np.linalg.norm(a - b) for b in fake] for a in real])
     in_real, in_fake = distance <= radius(real)[:, None], distance <= radius(fake)[None]
-    found = manifold(real, fake, k)
+    found = manifold_metrics(real, fake, k)
     assert found.precision == np.mean([in_real[:, j].any() for j in range(len(fake))])
     assert found.recall == np.mean([in_fake[i].any() for i in range(len(real))])
     assert found.density == pytest.approx(in_real.sum() / (k * len(fake)), rel=1e-12)
@@ -110,17 +110,17 @@ def test_manifold_agrees_with_the_definitions(features: tuple[np.ndarray, np.nda
     assert 0 < found.coverage < 1
 
 
-def test_blocks_of_rows_change_nothing(
+def test_results_do_not_depend_on_the_block_size(
     features: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = manifold(*features), kernel_distance(*features)
-    monkeypatch.setattr("dcgan.evaluation.distances._HELD", 17 * 300)
-    assert manifold(*features) == whole[0]
+    whole = manifold_metrics(*features), kernel_distance(*features)
+    monkeypatch.setattr("dcgan.evaluation.distances._MAX_BLOCK", 17 * 300)
+    assert manifold_metrics(*features) == whole[0]
     assert kernel_distance(*features) == pytest.approx(whole[1], rel=1e-9)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 50, 300])
-def test_sums_merge_whatever_the_split_and_the_order(features: tuple[np.ndarray, np.ndarray], parts: int) -> None:
+def test_sums_of_parts_are_the_sums_of_the_whole(features: tuple[np.ndarray, np.ndarray], parts: int) -> None:
     real, fake = features
     rng = np.random.default_rng(parts)
     split = [Sums.of(part) for part in np.array_split(real[rng.permutation(len(real))], parts)]
@@ -135,28 +135,28 @@ def test_sums_merge_whatever_the_split_and_the_order(features: tuple[np.ndarray,
 
 
 def test_sums_of_features_far_from_zero() -> None:
-    """Raw sums lose digits by (mean / spread)^2: with 100 there are twelve left, of sixteen."""
+    """Raw sums lose a factor of (mean / deviation)^2 in precision. At 100 they keep twelve of sixteen digits."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(100, 1, (500, F)), rng.normal(100.5, 1.1, (500, F))
     near = frechet_distance(Sums.of(x - 100), Sums.of(y - 100))
     assert frechet_distance(Sums.of(x), Sums.of(y)) == pytest.approx(near, rel=1e-9)
 
 
-def test_a_set_and_itself(features: tuple[np.ndarray, np.ndarray]) -> None:
+def test_distances_of_a_set_to_itself(features: tuple[np.ndarray, np.ndarray]) -> None:
     real, _ = features
     assert frechet_distance(Sums.of(real), Sums.of(real)) == pytest.approx(0.0, abs=1e-12)
     halves = kernel_distance(real[::2], real[1::2])
     assert abs(halves) < 0.1 * kernel_distance(*features)
-    same = manifold(real, real)
+    same = manifold_metrics(real, real)
     assert (same.precision, same.recall, same.coverage) == (1.0, 1.0, 1.0)
     distance, position = nearest(real, real)
     assert np.allclose(distance, 0.0, atol=1e-6)
     assert position.tolist() == list(range(len(real)))
 
 
-def test_one_picture_again_and_again_is_precise_and_reaches_little(features: tuple[np.ndarray, np.ndarray]) -> None:
+def test_one_repeated_image_has_high_precision_and_low_recall(features: tuple[np.ndarray, np.ndarray]) -> None:
     real, _ = features
-    found = manifold(real, real[:1].repeat(200, 0))
+    found = manifold_metrics(real, real[:1].repeat(200, 0))
     assert found.precision == 1.0
     assert found.recall < 0.02
     assert found.coverage < 0.2
@@ -170,8 +170,8 @@ def test_the_nearest_neighbours_label_by_hand() -> None:
 
 
 @pytest.mark.parametrize("far", [0.0, 1e3])
-def test_nearest_neighbours_in_parts_are_scikit_learns(far: float) -> None:
-    """Whatever the parts, and also where features differ by a thousandth of what they are."""
+def test_nearest_neighbours_in_parts_agree_with_scikit_learn(far: float) -> None:
+    """For any partition, and for features whose differences are a thousandth of their values."""
     rng = np.random.default_rng(0)
     train, test = rng.normal(far, 1, (500, 20)), rng.normal(far, 1, (300, 20))
     labels = rng.integers(0, 7, 500)
@@ -187,7 +187,7 @@ def test_nearest_neighbours_in_parts_are_scikit_learns(far: float) -> None:
         assert np.allclose(np.sqrt(found.distance_M), distance[:, 0], rtol=1e-3)
 
 
-def test_nearest_by_hand_and_among_themselves() -> None:
+def test_nearest_by_hand_with_and_without_queries() -> None:
     train = np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])
     distance, position = nearest(train, np.array([[3.0, 4.5], [0.0, 1.0]]))
     assert distance.tolist() == [0.5, 1.0]
@@ -197,11 +197,11 @@ def test_nearest_by_hand_and_among_themselves() -> None:
     assert position.tolist() == [1, 2, 1]
 
 
-def test_permuted_features_and_images_change_nothing(features: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_order_of_features_and_images_does_not_matter(features: tuple[np.ndarray, np.ndarray]) -> None:
     rng = np.random.default_rng(1)
     real, fake = (x[rng.permutation(len(x))][:, ::-1] for x in features)
     assert frechet_distance(Sums.of(real), Sums.of(fake)) == pytest.approx(
         frechet_distance(*map(Sums.of, features)), rel=1e-9
     )
-    pairs = itertools.starmap(manifold, ((real, fake), features))
+    pairs = itertools.starmap(manifold_metrics, ((real, fake), features))
     assert next(pairs) == next(pairs)

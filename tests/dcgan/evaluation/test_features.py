@@ -1,4 +1,4 @@
-"""Features: the same for every start, one row an image whatever stands beside it; weights are checked."""
+"""Features are deterministic and independent of the batch. Their weights are checked."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def vgg() -> Features:
     return features.make("vgg16-random", (28, 28, 1))
 
 
-def test_pixels_are_the_pixels() -> None:
+def test_pixel_features_are_the_scaled_pixels() -> None:
     images = pictures(70, 5, 3)
     pixels = features.make("pixels", (5, 5, 3))
     assert (pixels.size, pixels.digest) == (75, "no weights")
@@ -37,7 +37,7 @@ def test_random_features_do_not_depend_on_neighbours(vgg: Features, size: int, c
     assert found.std(0).min() > 0
 
 
-def test_random_features_are_those_of_the_seed_and_leave_the_random_state_alone(vgg: Features) -> None:
+def test_the_seed_decides_random_features_and_the_global_random_state_stays(vgg: Features) -> None:
     torch.manual_seed(1)
     again = features.make("vgg16-random", (28, 28, 1))
     after = torch.rand(3)
@@ -50,7 +50,7 @@ def test_random_features_are_those_of_the_seed_and_leave_the_random_state_alone(
 
 
 def test_inception_takes_the_users_weights_with_and_without_heads() -> None:
-    """Random weights of the right shapes: what real ones give was never tried here."""
+    """The weights are random and have the right shapes. No test uses trained weights."""
     torch.manual_seed(0)
     network = inception_v3(weights=None, init_weights=False, aux_logits=True)
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
@@ -61,16 +61,16 @@ def test_inception_takes_the_users_weights_with_and_without_heads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "told"),
+    ("name", "weights", "message"),
     [
         ("inception", None, "no weights; give torchvision's inception_v3 as a safetensors file, or take vgg16-random"),
         ("inception", b"no such file", "the weights are not torchvision's inception_v3 as safetensors"),
         ("inception", save({"x": torch.ones(1)}), "the weights are not torchvision's inception_v3 as safetensors"),
-        ("vgg19", None, "features 'vgg19'; there are pixels, vgg16-random, classifier, inception"),
+        ("vgg19", None, "features 'vgg19': unknown; use one of pixels, vgg16-random, classifier, inception"),
     ],
 )
-def test_one_line_says_what_is_wrong(name: str, weights: bytes | None, told: str) -> None:
+def test_the_error_is_one_line_with_the_reason(name: str, weights: bytes | None, message: str) -> None:
     with pytest.raises(FeaturesError) as error:
         features.make(name, (28, 28, 1), weights)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)

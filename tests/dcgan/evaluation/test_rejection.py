@@ -1,4 +1,4 @@
-"""Rejection sampling against a problem whose answer is known: of two Gaussians one is to be made of the other."""
+"""Rejection sampling on a problem with a known solution: samples of one Gaussian from samples of another."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from dcgan.evaluation import rejection
 from dcgan.evaluation.rejection import CalibrationError
 from dcgan.sampling import latents
 
-REAL, FAKE = (0.5, 0.8), (0.0, 1.0)  # mean, standard deviation; the fake one is the wider, so that M is finite
+REAL, FAKE = (0.5, 0.8), (0.0, 1.0)  # mean, standard deviation; the fake one is wider, so M is finite
 
 
 def draw(which: tuple[float, float], count: int, seed: int) -> np.ndarray:
@@ -25,7 +25,7 @@ def log_ratio(x_N: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (4.0, -3.0), (0.2, 5.0)])
-def test_calibration_undoes_what_was_done_to_ideal_logits(slope: float, intercept: float) -> None:
+def test_calibration_inverts_a_linear_distortion_of_ideal_logits(slope: float, intercept: float) -> None:
     ideal_N = [log_ratio(draw(which, 20_000, 10 + n)) for n, which in enumerate((REAL, FAKE))]
     real_N, fake_N = (slope * one_N + intercept for one_N in ideal_N)
     found = rejection.calibrate(real_N, fake_N, 0)
@@ -39,30 +39,30 @@ def test_calibration_undoes_what_was_done_to_ideal_logits(slope: float, intercep
     assert found.auc == pytest.approx(0.66, abs=0.03)
 
 
-def test_what_is_told_of_a_fit_is_what_it_says() -> None:
-    """A logit of 0 for everything but two: a coin, off by nothing; one of 100 and one of -100 are wrong by 1 each."""
+def test_the_measures_of_a_fit_by_hand() -> None:
+    """Logits of 0 are a calibrated coin. A logit of -100 for a real and 100 for a fake image are each wrong by 1."""
     logit_N, real_N = np.zeros(8), np.tile([1.0, 0.0], 4)
-    assert (rejection._fit(logit_N, real_N).brier, rejection._fit(logit_N, real_N).error) == (0.25, 0.0)
+    assert (rejection._measure_fit(logit_N, real_N).brier, rejection._measure_fit(logit_N, real_N).error) == (0.25, 0.0)
     logit_N[:2] = -100.0, 100.0
-    assert rejection._fit(logit_N, real_N).brier == pytest.approx((6 * 0.25 + 2) / 8)
-    assert rejection._fit(logit_N, real_N).error == pytest.approx(2 / 8)
+    assert rejection._measure_fit(logit_N, real_N).brier == pytest.approx((6 * 0.25 + 2) / 8)
+    assert rejection._measure_fit(logit_N, real_N).error == pytest.approx(2 / 8)
 
 
-def test_what_is_taken_of_the_fake_ones_is_distributed_like_the_real_ones() -> None:
-    """Were gamma 0, the probability would be that of exact rejection sampling."""
+def test_accepted_fake_samples_are_distributed_like_real_ones() -> None:
+    """With gamma 0 the probability is that of exact rejection sampling."""
     x_N = draw(FAKE, 400_000, 1)
     found = rejection.acceptance(log_ratio(x_N), 50.0)
     log_odds_N = np.log(found.probability_N / (1 - found.probability_N)) + found.gamma
     assert np.allclose(log_odds_N, paper_odds(x_N, found.bound), atol=1e-3)
     probability_N = 1 / (1 + np.exp(-log_odds_N))
     assert np.allclose(probability_N, np.exp(log_ratio(x_N) - found.bound), atol=1e-3)
-    taken_N = x_N[rejection.uniform(0, len(x_N), 0) < probability_N]
-    assert taken_N.mean() == pytest.approx(REAL[0], abs=0.01)
-    assert taken_N.std() == pytest.approx(REAL[1], abs=0.01)
+    accepted_N = x_N[rejection.uniform(0, len(x_N), 0) < probability_N]
+    assert accepted_N.mean() == pytest.approx(REAL[0], abs=0.01)
+    assert accepted_N.std() == pytest.approx(REAL[1], abs=0.01)
 
 
 def paper_odds(x_N: np.ndarray, bound: float) -> np.ndarray:
-    """F of the paper at gamma 0, written out."""
+    """The paper's F at gamma 0, written out."""
     gap_N = log_ratio(x_N) - bound
     odds_N: np.ndarray = gap_N - np.log(1 - np.exp(gap_N - rejection.EPSILON))
     return odds_N
@@ -79,7 +79,7 @@ def test_gamma_is_a_percentile_of_the_odds(percentile: float) -> None:
     assert np.all((found.probability_N >= 0) & (found.probability_N <= 1))
 
 
-def test_equal_logits_are_taken_alike_and_extreme_ones_are_finite() -> None:
+def test_equal_logits_have_equal_probabilities_and_extreme_logits_finite_ones() -> None:
     same = rejection.acceptance(np.full(10, 3.0), 80.0)
     assert np.allclose(same.probability_N, 0.5)
     wide = rejection.acceptance(np.array([-1e6, 0.0, 1e6]), 50.0)
@@ -95,7 +95,7 @@ def test_a_draw_is_a_function_of_seed_and_index_alone() -> None:
     assert 0 <= far[0] < 1
 
 
-def test_draws_are_uniform_and_go_with_no_latent() -> None:
+def test_draws_are_uniform_and_independent_of_latents() -> None:
     u_N = np.sort(rejection.uniform(0, 100_000, 0))
     assert np.abs(u_N - np.arange(len(u_N)) / len(u_N)).max() < 1.63 / np.sqrt(len(u_N))  # Kolmogorov-Smirnov, 1 %
     u_N, z_NZ = rejection.uniform(0, 10_000, 0), latents.normal(0, 10_000, 4)
@@ -103,7 +103,7 @@ def test_draws_are_uniform_and_go_with_no_latent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("real_N", "fake_N", "told"),
+    ("real_N", "fake_N", "message"),
     [
         (np.ones(99), np.zeros(500), "99 logits of real or synthetic images; at least 100 of each are needed"),
         (np.zeros(200), np.zeros(200), "the discriminator's logits are all equal, or not finite"),
@@ -111,12 +111,12 @@ def test_draws_are_uniform_and_go_with_no_latent() -> None:
         (draw(FAKE, 300, 0), draw(REAL, 300, 0) + 3, "the discriminator gives synthetic images higher logits"),
     ],
 )
-def test_logits_that_say_nothing_are_refused(real_N: np.ndarray, fake_N: np.ndarray, told: str) -> None:
-    with pytest.raises(CalibrationError, match=f"^{told}"):
+def test_unusable_logits_are_refused(real_N: np.ndarray, fake_N: np.ndarray, message: str) -> None:
+    with pytest.raises(CalibrationError, match=f"^{message}"):
         rejection.calibrate(real_N, fake_N, 0)
 
 
-def test_logits_that_do_not_overlap_are_calibrated_too() -> None:
+def test_logits_that_do_not_overlap_are_calibrated() -> None:
     found = rejection.calibrate(draw((10, 1), 500, 0), draw((-10, 1), 500, 1), 0)
     assert np.isfinite(found.slope)
     assert found.auc == 1.0

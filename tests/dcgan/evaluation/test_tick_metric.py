@@ -1,4 +1,4 @@
-"""The distance between two sets of images: as defined, near nothing for equals, larger for what is further."""
+"""The tick metric matches its definition, is near 0 for equal distributions, and grows with the difference."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from dcgan.evaluation.tick_metric import RandomFeatures, diversity, kernel_dista
 
 
 def blobs(count: int, seed: int, shift: float = 0.0, channels: int = 1) -> np.ndarray:
-    """Pictures of a spot of some size and brightness somewhere; `shift` makes them darker."""
+    """Images of a spot with random position, size and brightness. `shift` makes them darker."""
     rng = np.random.default_rng(seed)
     down, right = np.mgrid[0:28, 0:28]
     top, left = rng.uniform(8, 20, (2, count, 1, 1))
@@ -19,7 +19,7 @@ def blobs(count: int, seed: int, shift: float = 0.0, channels: int = 1) -> np.nd
 
 
 def test_the_distance_by_hand() -> None:
-    """Two and two vectors of one feature: standardised by the real ones' mean 2 and spread sqrt(2)."""
+    """Two real and two fake vectors of one feature, standardised by the reals' mean 2 and deviation sqrt(2)."""
     real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [4.0]])
     a, b = [-1 / 2**0.5, 1 / 2**0.5], [0.0, 2**0.5]
 
@@ -54,7 +54,7 @@ def real(features: RandomFeatures) -> Tensor:
     return features(blobs(100, seed=0))
 
 
-def test_halves_of_one_set_are_near_nothing_apart_on_either_side_of_it(features: RandomFeatures, real: Tensor) -> None:
+def test_the_distance_of_equal_distributions_is_near_0_on_average(features: RandomFeatures, real: Tensor) -> None:
     distances = [kernel_distance(real, features(blobs(100, seed=seed))) for seed in range(1, 6)]
     shifted = kernel_distance(real, features(blobs(100, seed=1, shift=0.2)))
     assert max(map(abs, distances)) < 0.2 * shifted
@@ -67,14 +67,14 @@ def test_the_distance_grows_with_a_shift(features: RandomFeatures, real: Tensor)
     assert distances[1] > 10 * abs(distances[0])
 
 
-def test_a_set_without_variety_is_far_away(features: RandomFeatures, real: Tensor) -> None:
+def test_a_repeated_image_is_far_from_the_real_images(features: RandomFeatures, real: Tensor) -> None:
     one = blobs(1, seed=5).repeat(100, 0)
     assert kernel_distance(real, features(one)) > 20 * abs(kernel_distance(real, features(blobs(100, seed=1))))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("count", [1, 255, 256, 300])
-def test_features_are_one_row_an_image_whatever_stands_beside_it(channels: int, count: int) -> None:
+def test_features_of_an_image_do_not_depend_on_the_batch(channels: int, count: int) -> None:
     network = RandomFeatures(channels)
     images_NHWC = blobs(count, 3, channels=channels)
     found = network(images_NHWC)
@@ -84,7 +84,7 @@ def test_features_are_one_row_an_image_whatever_stands_beside_it(channels: int, 
         assert torch.allclose(network(images_NHWC[n : n + 1])[0], found[n], rtol=1e-4, atol=1e-5)
 
 
-def test_features_are_the_same_for_every_network_made_and_leave_the_random_state_alone() -> None:
+def test_every_instance_has_the_same_features_and_the_global_random_state_stays() -> None:
     images_NHWC = blobs(3, seed=0)
     torch.manual_seed(1)
     first = RandomFeatures(1)(images_NHWC)
@@ -95,7 +95,7 @@ def test_features_are_the_same_for_every_network_made_and_leave_the_random_state
     assert torch.equal(RandomFeatures(1)(images_NHWC), first)
 
 
-def test_a_feature_that_is_dead_on_the_real_images_does_not_decide_the_distance() -> None:
+def test_a_feature_that_is_constant_on_the_real_images_does_not_decide_the_distance() -> None:
     both = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
     both[:, 3] = 0
     distance = kernel_distance(both[:100], both[100:])
@@ -103,19 +103,19 @@ def test_a_feature_that_is_dead_on_the_real_images_does_not_decide_the_distance(
     assert kernel_distance(both[:100], both[100:]) == pytest.approx(distance, abs=0.05)
 
 
-def test_real_images_that_are_all_alike_give_a_number() -> None:
+def test_identical_real_images_give_a_finite_distance() -> None:
     assert kernel_distance(torch.ones(5, 3), torch.ones(5, 3)) == 0.0
     assert kernel_distance(torch.ones(5, 3), torch.zeros(5, 3)) > 1.0
 
 
 def test_diversity_by_hand() -> None:
-    """Standardised by the real ones' spread, which cancels: the ratio of the spreads."""
+    """The standardisation cancels, so the diversity is the ratio of the deviations."""
     real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[10.0], [10.5]])
     assert diversity(real, fake) == pytest.approx(0.25)
     assert diversity(real, torch.tensor([[7.0], [7.0]])) == 0.0
 
 
-def test_diversity_within_classes_sees_a_picture_a_class() -> None:
+def test_diversity_within_classes_detects_one_repeated_image_per_class() -> None:
     real = torch.tensor([[0.0], [2.0], [10.0], [12.0]])
     fake, labels = torch.tensor([[1.0], [1.0], [11.0], [11.0]]), torch.tensor([0, 0, 1, 1])
     assert diversity(real, fake) == pytest.approx((25 / 26) ** 0.5)
@@ -124,10 +124,10 @@ def test_diversity_within_classes_sees_a_picture_a_class() -> None:
 
 
 def test_diversity_of_pictures(features: RandomFeatures, real: Tensor) -> None:
-    """As varied, less varied, hardly, not at all."""
+    """Equal diversity; few distinct images; one image with a few others; one image."""
     assert diversity(real, features(blobs(100, seed=1))) == pytest.approx(1.0, abs=0.15)
     few = features(np.concatenate([blobs(10, seed=1)] * 9 + [blobs(1, seed=2)] * 10))
-    assert diversity(real, few) == pytest.approx(1.0, abs=0.4)  # not told from variety
+    assert diversity(real, few) == pytest.approx(1.0, abs=0.4)  # not distinguished from variety
     alike = np.concatenate([blobs(97, seed=1)[:1].repeat(97, 0), blobs(3, seed=3)])
     assert diversity(real, features(alike)) < 0.3
     assert diversity(real, features(blobs(1, seed=5).repeat(100, 0))) < 1e-3
