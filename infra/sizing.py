@@ -9,7 +9,7 @@ What is behind each number stands in docs/scaling.md. Prices are examples: give 
 import argparse
 from dataclasses import dataclass
 
-# Measured (docs/experiments/generation-scale.md; benchmarks/planning.py and memory.py repeat it), on 2 cores of a server:
+# Measured on 2 cores of a server: docs/experiments/generation-scale.md; benchmarks/planning.py and memory.py.
 START_S = 30.0  # from the command to the first images, Ray's start and a model's load included
 DRIVER_S_A_SHARD = 0.008  # one thread of the driver takes a finished shard in
 SEAL_S_A_SHARD = 6.1e-5  # 61 s for a million; a listing and a restart's journal are less

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The whole pipeline on real digits: ingest, train, generate, verify; then a table of results and times."""
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def _run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="jobs/demo.py", description=__doc__).parse_args()  # --help starts nothing
     signals.arm()
     signals.begin()
     try:

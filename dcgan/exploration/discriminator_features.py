@@ -1,4 +1,4 @@
-"""What a discriminator has learnt, as features: N images, L convolution layers of C_l channels, F features.
+"""A discriminator's activations as image features. N images of C channels, H x W pixels; F features.
 
 Source: Radford et al. 2015, arXiv:1511.06434, sec. 5: all layers' activations, max-pooled to a 4x4 grid, in one vector.
 """
@@ -16,9 +16,10 @@ from dcgan.families.layers import JoinClass
 GRID = 4
 
 
-def discriminator_features(discriminator: Discriminator, name: str, what: str) -> Features:
-    """A discriminator's features. `what`: where its weights come from, in words, for the protocol.
+def discriminator_features(discriminator: Discriminator, name: str, origin: str) -> Features:
+    """The features of a discriminator: the max-pooled activations of all its convolution layers.
 
+    Args:   origin: a description of the discriminator and its weights, for the protocol.
     Raises: FeaturesError for a network without convolutions.
     """
     blocks = convolution_blocks(discriminator)
@@ -31,10 +32,10 @@ def discriminator_features(discriminator: Discriminator, name: str, what: str) -
             pooled.append(nn.functional.adaptive_max_pool2d(x, GRID).flatten(1))
         return torch.cat(pooled, 1)
 
-    blind = any(isinstance(layer, JoinClass) for block in blocks for layer in block)
+    conditional = any(isinstance(layer, JoinClass) for block in blocks for layer in block)
     protocol = (
-        f"{what}; activations of its {len(blocks)} convolution layers after norm and rectifier, in eval mode"
-        f"{' and told no class' * blind}, each max-pooled to {GRID} x {GRID}, flattened and joined"
+        f"{origin}; activations of its {len(blocks)} convolution layers after norm and rectifier, in eval mode"
+        f"{' and without a class label' * conditional}, each max-pooled to {GRID} x {GRID}, flattened and joined"
     )
     return Features(name, protocol, _digest(discriminator), size, compute)
 
@@ -42,18 +43,18 @@ def discriminator_features(discriminator: Discriminator, name: str, what: str) -
 def convolution_blocks(discriminator: Discriminator) -> list[nn.Sequential]:
     """A discriminator's convolutions in eval mode, each with the norm and the rectifier that follow it.
 
-    Where the class is joined to what goes into them, they are given none: one-hot channels of 0.
+    Blocks whose input is joined with the class run without a label: all one-hot channels are 0.
 
     Raises: FeaturesError for a network without convolutions.
     """
     blocks = discriminator.eval().convolution_blocks()
     if not blocks:
-        raise FeaturesError(f"a {discriminator.config.family} network has no convolutions to look at")
+        raise FeaturesError(f"a {discriminator.config.family} network has no convolutions to explore")
     return blocks
 
 
 def untrained(config: FamilyConfig, seed: int) -> Discriminator:
-    """A discriminator of that shape as training begins with one: weights by seed, norms that change nothing yet."""
+    """A discriminator in its initial state. The seed decides its weights; torch's global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return registry.of(config).discriminator(config).eval()
@@ -64,8 +65,8 @@ def _channels(block: nn.Sequential) -> int:
 
 
 def _digest(discriminator: Discriminator) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(discriminator.layers.state_dict().items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.contiguous().numpy())
-    return found.hexdigest()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()

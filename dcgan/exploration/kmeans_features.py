@@ -1,7 +1,7 @@
-"""Features without a network: patches compared with a dictionary that k-means learnt from patches.
+"""k-means features: a baseline for learnt features. It compares patches with a dictionary of centroids.
 
-N images of H x W pixels and C channels, P patches of D = size * size * C numbers, K centroids; F = 4 K features.
-What a feature learner must beat: it has no depth, sees no label and takes a minute.
+N images of H x W pixels and C channels, P patches of D = size * size * C numbers, K centroids; F = 4 K features. A
+learnt feature must beat this baseline, which has one layer, uses no labels and takes a minute.
 
 Source: Coates, Lee & Ng 2011, "An analysis of single-layer networks in unsupervised feature learning" (triangle
 encoding, sums over quadrants); Coates & Ng 2012, "Learning feature representations with k-means" (preparation).
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from dcgan.evaluation.features import Features
 
-PATCH = 6  # pixels; the paper's choice
-PATCHES = 100_000  # that the dictionary is learnt from
-# Both are of the authors' own code: 10 is of grey levels of 255, and keeps flat patches flat.
+PATCH = 6  # pixels, as in the paper
+PATCHES = 100_000  # from which the dictionary is learnt
+# Both come from the authors' code. The 10 is in squared grey levels of 255; it keeps flat patches flat.
 _CONTRAST = 10.0 / 255.0**2
 _WHITENING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
-    """How a patch is prepared, and what it is compared with."""
+    """The whitening of patches, and the centroids with which patches are compared."""
 
     mean_D: Tensor
     whiten_DD: Tensor
@@ -34,32 +34,32 @@ class Dictionary:
     patch: int
 
     def prepare(self, patch_PD: Tensor) -> Tensor:
-        """Patches, pixels in 0..1, with contrast normalised and whitened."""
-        return (normalised(patch_PD) - self.mean_D) @ self.whiten_DD
+        """Patches with pixels in 0..1, contrast-normalised and whitened."""
+        return (normalise_contrast(patch_PD) - self.mean_D) @ self.whiten_DD
 
 
 def learn(images_NHWC: np.ndarray, centroids: int, seed: int, patch: int = PATCH, patches: int = PATCHES) -> Dictionary:
-    """A dictionary from random patches of uint8 images: ZCA whitening, then k-means in small batches."""
+    """Learn a dictionary from random patches of uint8 images by ZCA whitening and mini-batch k-means."""
     rng = np.random.default_rng([seed, 0])
     count, height, width, _ = images_NHWC.shape
     image_P = rng.integers(0, count, patches)
     top_P = rng.integers(0, height - patch + 1, patches)
     left_P = rng.integers(0, width - patch + 1, patches)
-    cut = [
+    patches_P = [
         images_NHWC[n, top : top + patch, left : left + patch].transpose(2, 0, 1).ravel()
         for n, top, left in zip(image_P, top_P, left_P, strict=True)
     ]
-    x_PD = normalised(torch.from_numpy(np.stack(cut)).float() / 255.0)
+    x_PD = normalise_contrast(torch.from_numpy(np.stack(patches_P)).float() / 255.0)
     mean_D = x_PD.mean(0)
     value_D, vector_DD = torch.linalg.eigh(torch.cov(x_PD.T))
     whiten_DD = vector_DD * (value_D.clamp_min(0.0) + _WHITENING).rsqrt() @ vector_DD.T
-    found = MiniBatchKMeans(centroids, random_state=seed, batch_size=4096, n_init=1, max_iter=20)
-    found.fit(((x_PD - mean_D) @ whiten_DD).numpy())
-    return Dictionary(mean_D, whiten_DD, torch.from_numpy(found.cluster_centers_).float(), patch)
+    kmeans = MiniBatchKMeans(centroids, random_state=seed, batch_size=4096, n_init=1, max_iter=20)
+    kmeans.fit(((x_PD - mean_D) @ whiten_DD).numpy())
+    return Dictionary(mean_D, whiten_DD, torch.from_numpy(kmeans.cluster_centers_).float(), patch)
 
 
 def kmeans_features(dictionary: Dictionary, image_shape: tuple[int, int, int]) -> Features:
-    """The features of images of that height, width and channels."""
+    """The features of images of the given height, width and channels."""
 
     def compute(images_NCHW: Tensor) -> Tensor:
         columns_NDP = torch.nn.functional.unfold(images_NCHW, dictionary.patch)
@@ -80,14 +80,14 @@ def kmeans_features(dictionary: Dictionary, image_shape: tuple[int, int, int]) -
     return Features("k-means", protocol, digest.hexdigest(), 4 * centroids, compute)
 
 
-def normalised(patch_PD: Tensor) -> Tensor:
-    """Patches, pixels in 0..1, with mean 0 and about variance 1."""
+def normalise_contrast(patch_PD: Tensor) -> Tensor:
+    """Patches, pixels in 0..1, scaled to mean 0 and a variance of about 1."""
     centred = patch_PD - patch_PD.mean(-1, keepdim=True)
     return centred / (centred.var(-1, keepdim=True) + _CONTRAST).sqrt()
 
 
 def triangle(x_NPD: Tensor, centroid_KD: Tensor) -> Tensor:
-    """code_NPK: by how much each centroid is nearer than centroids are on average; 0 for those that are farther."""
+    """code_NPK, the triangle encoding: max(0, mean distance to all centroids - distance to centroid k)."""
     squares = x_NPD.square().sum(-1, keepdim=True) + centroid_KD.square().sum(-1)
     distance_NPK = squares.sub_(x_NPD @ centroid_KD.T, alpha=2.0).clamp_min_(0.0).sqrt_()
     return (distance_NPK.mean(-1, keepdim=True) - distance_NPK).clamp_min_(0.0)

@@ -1,21 +1,23 @@
-"""Walks between latents, and what can be measured of the images on the way. N latents of size Z, T steps.
+"""Latent interpolation, traversal and arithmetic, and the image attributes that measure their effect.
+
+N latents of size Z, T steps; N images of H x W pixels and C channels.
 
 Source: White 2016, arXiv:1609.04468, for slerp and for directions as differences of means; Radford et al. 2015,
-arXiv:1511.06434, sec. 6, for arithmetic with averages of three.
+arXiv:1511.06434, sec. 6, for arithmetic with averages of three latents.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-Attribute = Callable[[np.ndarray], np.ndarray]  # images_NHWC to one number each
+Attribute = Callable[[np.ndarray], np.ndarray]  # images_NHWC to value_N
 
 
 def slerp(a_Z: np.ndarray, b_Z: np.ndarray, t_T: np.ndarray) -> np.ndarray:
-    """z_TZ on the arc from a (t = 0) to b (t = 1): as long as the latents are that a generator has seen.
+    """Spherical interpolation: z_TZ, float32, on the arc from a (t = 0) to b (t = 1).
 
-    The angle is of the directions; the length goes evenly from one to the other. Opposite directions have no arc
-    between them: there, and for equal ones, it is the straight line.
+    The direction follows the arc and the length changes linearly, so the points are as long as latents of training.
+    Equal and opposite directions have no unique arc. For them the result is linear interpolation.
     """
     lengths = np.linalg.norm(a_Z), np.linalg.norm(b_Z)
     a, b = a_Z / lengths[0], b_Z / lengths[1]
@@ -29,13 +31,16 @@ def slerp(a_Z: np.ndarray, b_Z: np.ndarray, t_T: np.ndarray) -> np.ndarray:
 
 
 def lerp(a_Z: np.ndarray, b_Z: np.ndarray, t_T: np.ndarray) -> np.ndarray:
-    """z_TZ on the straight line. Halfway between two random latents it is 0.7 as long as they are."""
+    """Linear interpolation: z_TZ, float32. Halfway between two random latents its length is 0.7 of theirs."""
     z_TZ: np.ndarray = ((1 - t_T[:, None]) * a_Z + t_T[:, None] * b_Z).astype(np.float32)
     return z_TZ
 
 
 def direction(z_NZ: np.ndarray, value_N: np.ndarray, share: float = 0.1) -> np.ndarray:
-    """direction_Z: from the mean latent of the lowest values to that of the highest, a share of all each."""
+    """direction_Z, from the mean latent of the lowest values to that of the highest.
+
+    Args: share: the share of all latents in either mean, at least one.
+    """
     order = np.argsort(value_N, kind="stable")
     ends = max(1, int(share * len(order)))
     direction_Z: np.ndarray = z_NZ[order[-ends:]].mean(0) - z_NZ[order[:ends]].mean(0)
@@ -49,21 +54,21 @@ def ranks(value_N: np.ndarray) -> np.ndarray:
 
 
 def exemplars(first_N: np.ndarray, second_N: np.ndarray, count: int = 3) -> np.ndarray:
-    """The positions of the `count` images that have both most of one rank and most of another."""
+    """The positions of the `count` images with the highest minimum of two ranks: those that are high in both."""
     positions: np.ndarray = np.argsort(-np.minimum(first_N, second_N), kind="stable")[:count]
     return positions
 
 
-def ink(images_NHWC: np.ndarray) -> np.ndarray:
-    """The mean grey level, 0 to 255: of light strokes on black, how thick they are."""
+def mean_level(images_NHWC: np.ndarray) -> np.ndarray:
+    """value_N: the mean grey level, 0 to 255. For light strokes on black it measures their thickness."""
     value_N: np.ndarray = images_NHWC.astype(np.float64).mean((1, 2, 3))
     return value_N
 
 
 def slant(images_NHWC: np.ndarray) -> np.ndarray:
-    """By how many pixels a light figure on black leans to the right a pixel upwards; 0 for nothing but black.
+    """value_N: the slant of a light figure on black, in pixels to the right per pixel upwards; 0 for a black image.
 
-    The shear that makes the figure's second moments upright, as MNIST is commonly deskewed.
+    It is the shear that removes the figure's mixed second moment, the usual method to deskew MNIST.
     """
     weight_NHW = images_NHWC.astype(np.float64).mean(3)
     total_N = np.maximum(weight_NHW.sum((1, 2)), 1e-9)
@@ -77,14 +82,14 @@ def slant(images_NHWC: np.ndarray) -> np.ndarray:
 
 
 def warmth(images_NHWC: np.ndarray) -> np.ndarray:
-    """Red less blue, in mean grey levels."""
+    """value_N: mean red level minus mean blue level."""
     mean_NC = images_NHWC.astype(np.float64).mean((1, 2))
     value_N: np.ndarray = mean_NC[:, 0] - mean_NC[:, 2]
     return value_N
 
 
 def attributes(channels: int) -> dict[str, tuple[Attribute, str, str]]:
-    """Two things to measure of an image, with words for much and little of them."""
+    """Two attributes by name, each with its function and words for a high and a low value."""
     if channels == 1:
-        return {"slant": (slant, "leaning right", "leaning left"), "ink": (ink, "thick", "thin")}
-    return {"warmth": (warmth, "warm", "cold"), "brightness": (ink, "bright", "dark")}
+        return {"slant": (slant, "leaning right", "leaning left"), "ink": (mean_level, "thick", "thin")}
+    return {"warmth": (warmth, "warm", "cold"), "brightness": (mean_level, "bright", "dark")}

@@ -67,7 +67,7 @@ def explore(
         "labels_seen_in_training": bool(inputs.model.config.num_classes),
         "features": described,
         "classifier": linear_svm.PROTOCOL,
-        "chosen": linear_svm.CHOSEN,
+        "chosen": linear_svm.C_SELECTION,
         "few_labels": f"{labels} labels, as many of each class as there are, drawn anew for each of {repeats} repeats",
     }
     results = [{name: getattr(line, name) for name in ProbeResult.__slots__} for line in lines]
@@ -123,7 +123,7 @@ def _all_labels(
     kind: Features, train_NF: np.ndarray, label_N: np.ndarray, test_NF: np.ndarray, test_label_N: np.ndarray, seed: int
 ) -> ProbeResult:
     found = _once(train_NF, label_N, test_NF, test_label_N, seed)
-    low, high = linear_svm.wilson(found["error"], len(test_label_N))
+    low, high = linear_svm.wilson_interval(found["error"], len(test_label_N))
     interval = "Wilson's 95 % of the test images"
     return ProbeResult(kind.name, kind.size, len(label_N), found["error"], low, high, interval, [found])
 
@@ -140,7 +140,7 @@ def _few_labels(
 ) -> ProbeResult:
     found = []
     for repeat in range(repeats):
-        mine = linear_svm.few(label_N, labels, seed * 1000 + repeat)
+        mine = linear_svm.balanced_subset(label_N, labels, seed * 1000 + repeat)
         found.append(_once(train_NF[mine], label_N[mine], test_NF, test_label_N, seed))
     errors = np.array([one["error"] for one in found])
     spread = float(errors.std(ddof=1)) if repeats > 1 else 0.0
@@ -152,6 +152,6 @@ def _few_labels(
 def _once(
     train_NF: np.ndarray, label_N: np.ndarray, test_NF: np.ndarray, test_label_N: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    c, tried = linear_svm.choose(train_NF, label_N, seed)
+    c, tried = linear_svm.choose_c(train_NF, label_N, seed)
     classifier = linear_svm.train(train_NF, label_N, c, seed)
     return {"error": classifier.error(test_NF, test_label_N), "C": c, "tried": tried}

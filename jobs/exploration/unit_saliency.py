@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from dcgan.exploration.discriminator_features import untrained
-from dcgan.exploration.guided_backpropagation import Gaze, Regard
+from dcgan.exploration.guided_backpropagation import Saliency, UnitSaliency
 from dcgan.families.family import Discriminator
 from jobs.exploration import figure
 from jobs.exploration.figure import Row
@@ -24,13 +24,13 @@ _COLUMN = "the images that activate this unit most, each followed by its guided 
 
 
 @dataclass(frozen=True, slots=True)
-class UnitSaliency:
+class StudiedUnit:
     """One unit: the images that activate it most, and its guided gradient for each."""
 
     unit: int
     position_T: np.ndarray  # among the images that were searched
     response_T: np.ndarray
-    gradients: Regard
+    gradients: Saliency
     field: int
 
 
@@ -62,20 +62,20 @@ def explore(inputs: Inputs) -> tuple[dict[str, Any], Pixels]:
     return {"format": 1, "protocol": protocol, "results": results}, _picture(images, found, inputs.digest)
 
 
-def _find_units(network: Discriminator, images_NHWC: np.ndarray) -> tuple[list[UnitSaliency], int]:
+def _find_units(network: Discriminator, images_NHWC: np.ndarray) -> tuple[list[StudiedUnit], int]:
     """The first active units, and the number of units that no image activates."""
-    saliency = Gaze(network)
+    saliency = UnitSaliency(network)
     response_NU = saliency.responses(images_NHWC)
     active = np.flatnonzero(response_NU.max(0) > 0)
     units = []
     for unit in active[:UNITS].tolist():
         position_T = np.argsort(-response_NU[:, unit], kind="stable")[:TOP]
-        gradients = saliency.regard(images_NHWC[position_T], unit)
-        units.append(UnitSaliency(unit, position_T, response_NU[position_T, unit], gradients, saliency.field))
+        gradients = saliency.saliency(images_NHWC[position_T], unit)
+        units.append(StudiedUnit(unit, position_T, response_NU[position_T, unit], gradients, saliency.receptive_field))
     return units, response_NU.shape[1] - len(active)
 
 
-def _picture(images: Images, found: dict[str, list[UnitSaliency]], digest: str) -> Pixels:
+def _picture(images: Images, found: dict[str, list[StudiedUnit]], digest: str) -> Pixels:
     """A row a unit: the trained network on the left, the untrained one on the right, each with its own images."""
     rows = []
     for number in range(max(map(len, found.values()))):
@@ -98,7 +98,7 @@ def _picture(images: Images, found: dict[str, list[UnitSaliency]], digest: str) 
     return figure.draw(title, rows, columns, scale=1)
 
 
-def _cells(images_NHWC: np.ndarray, one: UnitSaliency) -> list[Pixels]:
+def _cells(images_NHWC: np.ndarray, one: StudiedUnit) -> list[Pixels]:
     """Each image with a frame around the receptive field, followed by the gradient in that field."""
     height = images_NHWC.shape[1]
     scale = max(1, _CELL // height)
@@ -117,7 +117,7 @@ def _cells(images_NHWC: np.ndarray, one: UnitSaliency) -> list[Pixels]:
     return cells
 
 
-def _field(gradient_HWC: np.ndarray, one: UnitSaliency, n: int) -> np.ndarray:
+def _field(gradient_HWC: np.ndarray, one: StudiedUnit, n: int) -> np.ndarray:
     """The gradient in the receptive field of the unit; 0 in the padding."""
     pad = one.field
     padded = np.pad(gradient_HWC, ((pad, pad), (pad, pad), (0, 0)))

@@ -57,7 +57,7 @@ def test_a_large_tar_goes_up_in_parts(s3: str, proxy: FaultyProxy) -> None:
 
 
 def test_it_gives_the_times_that_were_measured() -> None:
-    """docs/experiments/generation-scale.md: a million digits28 images, 100 shards, two workers of 2 cores in all: 137 s."""
+    """A million digits28 images, 100 shards, two workers of 2 cores in all: 137 s (docs/experiments)."""
     job = sizing.Job(images=10**6, rate=4220.0, workers=2)
     found = sizing.estimate(job, sizing.Prices(worker_hour=0.05))
     assert found.limit == "workers"

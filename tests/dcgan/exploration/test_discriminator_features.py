@@ -1,4 +1,4 @@
-"""A discriminator's features: against a loop over hooks and bins, and from an untrained one by its seed."""
+"""A discriminator's features agree with a loop over hooks and bins. The seed decides an untrained discriminator."""
 
 import math
 
@@ -22,14 +22,14 @@ CONFIGS = {
 
 
 def naive(discriminator: Discriminator, images_NHWC: np.ndarray) -> np.ndarray:
-    """Every rectifier's output by a hook; bin i of 4 spans the rows from floor(i H / 4) up to ceil((i + 1) H / 4)."""
+    """The maxima of every rectifier's output. Bin i of 4 spans the rows from floor(i H / 4) to ceil((i + 1) H / 4)."""
     maps: list[np.ndarray] = []
 
     def keep(layer: nn.Module, given: tuple[Tensor, ...], map_NCHW: Tensor) -> None:
         maps.append(map_NCHW.numpy().copy())
 
     projections = [n for n, layer in enumerate(discriminator.layers) if isinstance(layer, Projection)]
-    layers = discriminator.eval().layers[: (projections or [None])[0]]  # behind one there are no convolutions
+    layers = discriminator.eval().layers[: (projections or [None])[0]]  # no convolutions follow it
     for layer in layers:
         if isinstance(layer, nn.LeakyReLU):
             layer.register_forward_hook(keep)
@@ -52,9 +52,9 @@ def noise(config: FamilyConfig, count: int) -> np.ndarray:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_features_are_the_maxima_of_every_layer(name: str) -> None:
     config = CONFIGS[name]
-    discriminator = untrained(config, 1).train()  # its dropout must not be heard
+    discriminator = untrained(config, 1).train()  # dropout must have no effect
     features = discriminator_features(discriminator, "d", "this test's")
-    assert ("told no class" in features.protocol) == (name == "cdcgan28")
+    assert ("without a class label" in features.protocol) == (name == "cdcgan28")
     images_NHWC = noise(config, 70)  # more than a batch
     found_NF = features(images_NHWC)
     assert found_NF.shape == (70, features.size)
@@ -63,12 +63,12 @@ def test_features_are_the_maxima_of_every_layer(name: str) -> None:
     assert found_NF.std(0).min() > 0
 
 
-def test_digits28_has_3072() -> None:
+def test_the_digits28_recipe_has_3072_features() -> None:
     config = configure("cdcgan", image_size=28, channels=1, width=64, num_classes=10)
     assert discriminator_features(untrained(config, 0), "d", "").size == (64 + 128) * 16
 
 
-def test_an_untrained_one_follows_from_its_seed_and_disturbs_no_other() -> None:
+def test_the_seed_decides_an_untrained_discriminator_and_the_global_random_state_stays() -> None:
     config = CONFIGS["dcgan28"]
     torch.manual_seed(5)
     undisturbed = torch.rand(1)
@@ -83,5 +83,5 @@ def test_an_untrained_one_follows_from_its_seed_and_disturbs_no_other() -> None:
 
 def test_a_network_without_convolutions_is_refused() -> None:
     discriminator = untrained(configure("gan", image_size=28, channels=1), 0)
-    with pytest.raises(FeaturesError, match=r"^a gan network has no convolutions to look at$"):
+    with pytest.raises(FeaturesError, match=r"^a gan network has no convolutions to explore$"):
         convolution_blocks(discriminator)

@@ -1,4 +1,4 @@
-"""Guided backpropagation by hand, and the square of pixels that a unit sees."""
+"""Guided backpropagation by hand, and the receptive field of a unit."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from dcgan.exploration.discriminator_features import untrained
-from dcgan.exploration.guided_backpropagation import Gaze
+from dcgan.exploration.guided_backpropagation import UnitSaliency
 from dcgan.families.family import Discriminator, FamilyConfig
 from tests.families import configure
 
 
 def tiny(first: list[float], second: list[float]) -> Discriminator:
-    """One pixel -> two hidden units -> one unit, all of it 1x1 convolutions."""
+    """A network of 1x1 convolutions: one pixel, two hidden units, one unit."""
     discriminator = untrained(configure("dcgan", image_size=28, channels=1, width=1), 0)
     layers = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)
     with torch.no_grad():
@@ -23,27 +23,27 @@ def tiny(first: list[float], second: list[float]) -> Discriminator:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "answer", "gradient"),
+    ("first", "second", "response", "gradient"),
     [
-        ([2.0, 1.0], [3.0, 1.0], 7.0, 7.0),  # all active, all for it: the plain gradient, 2*3 + 1*1
-        ([2.0, -1.0], [3.0, 1.0], 5.8, 6.0),  # h = 2, -1: what is not active passes nothing (plain: 5.8)
-        ([2.0, 1.0], [3.0, -1.0], 5.0, 6.0),  # h = 2, 1: what speaks against it is left out (plain: 5)
-        ([-2.0, -1.0], [-3.0, -1.0], 1.4, 0.0),  # nothing active (plain: 1.4)
+        ([2.0, 1.0], [3.0, 1.0], 7.0, 7.0),  # all active and positive: the plain gradient, 2*3 + 1*1
+        ([2.0, -1.0], [3.0, 1.0], 5.8, 6.0),  # h = 2, -1: an inactive unit passes no gradient (plain: 5.8)
+        ([2.0, 1.0], [3.0, -1.0], 5.0, 6.0),  # h = 2, 1: the negative gradient is left out (plain: 5)
+        ([-2.0, -1.0], [-3.0, -1.0], 1.4, 0.0),  # no unit is active (plain: 1.4)
     ],
 )
-def test_by_hand(first: list[float], second: list[float], answer: float, gradient: float) -> None:
-    image_1HWC = np.full((1, 1, 1, 1), 255, np.uint8)  # 1.0 to the network
-    gaze = Gaze(tiny(first, second))
-    np.testing.assert_allclose(gaze.responses(image_1HWC), [[answer]], rtol=1e-6)
-    np.testing.assert_allclose(gaze.regard(image_1HWC, 0).gradient_NHWC, [[[[gradient]]]], rtol=1e-6)
+def test_by_hand(first: list[float], second: list[float], response: float, gradient: float) -> None:
+    image_1HWC = np.full((1, 1, 1, 1), 255, np.uint8)  # 1.0 as the network's input
+    units = UnitSaliency(tiny(first, second))
+    np.testing.assert_allclose(units.responses(image_1HWC), [[response]], rtol=1e-6)
+    np.testing.assert_allclose(units.saliency(image_1HWC, 0).gradient_NHWC, [[[[gradient]]]], rtol=1e-6)
 
 
-def test_the_unit_is_looked_back_from_where_it_answers_most() -> None:
+def test_the_gradient_starts_at_the_position_of_the_strongest_response() -> None:
     image_HWC = np.zeros((4, 5, 1), np.uint8)
     image_HWC[2, 3] = 255
-    regard = Gaze(tiny([2.0, 1.0], [3.0, 1.0])).regard(image_HWC[None], 0)
-    assert (regard.top_N[0], regard.left_N[0]) == (2, 3)
-    assert np.argwhere(regard.gradient_NHWC[0]).tolist() == [[2, 3, 0]]
+    saliency = UnitSaliency(tiny([2.0, 1.0], [3.0, 1.0])).saliency(image_HWC[None], 0)
+    assert (saliency.top_N[0], saliency.left_N[0]) == (2, 3)
+    assert np.argwhere(saliency.gradient_NHWC[0]).tolist() == [[2, 3, 0]]
 
 
 @pytest.mark.parametrize(
@@ -55,19 +55,19 @@ def test_the_unit_is_looked_back_from_where_it_answers_most() -> None:
         (configure("keras", image_size=28, channels=1), 31),
     ],
 )
-def test_a_units_field_is_where_its_gradient_is(config: FamilyConfig, field: int) -> None:
+def test_the_gradient_of_a_unit_covers_its_receptive_field(config: FamilyConfig, field: int) -> None:
     size = config.image_size
     images_NHWC = np.random.default_rng(0).integers(0, 256, (40, size, size, config.channels), np.uint8)
-    gaze = Gaze(untrained(config, 0))
-    assert gaze.field == field
-    unit = int(gaze.responses(images_NHWC).min(0).argmax())
-    regard = gaze.regard(images_NHWC, unit)
+    units = UnitSaliency(untrained(config, 0))
+    assert units.receptive_field == field
+    unit = int(units.responses(images_NHWC).min(0).argmax())
+    saliency = units.saliency(images_NHWC, unit)
     reached = np.zeros((field, field), bool)
-    for gradient_HWC, top, left in zip(regard.gradient_NHWC, regard.top_N, regard.left_N, strict=True):
-        seen = np.argwhere(np.abs(gradient_HWC).sum(2)) - [top, left]
-        assert len(seen)
-        assert seen.min() >= 0
-        assert seen.max() < field
-        reached[tuple(seen.T)] = True
-    if field < size // 2:  # else the padding hides a part of it
+    for gradient_HWC, top, left in zip(saliency.gradient_NHWC, saliency.top_N, saliency.left_N, strict=True):
+        inside = np.argwhere(np.abs(gradient_HWC).sum(2)) - [top, left]
+        assert len(inside)
+        assert inside.min() >= 0
+        assert inside.max() < field
+        reached[tuple(inside.T)] = True
+    if field < size // 2:  # a larger field is partly in the padding
         assert reached.all()

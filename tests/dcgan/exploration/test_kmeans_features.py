@@ -1,4 +1,4 @@
-"""Patches and triangles against the formulas written out."""
+"""The whitening of patches and the triangle encoding agree with their formulas."""
 
 import numpy as np
 import pytest
@@ -50,17 +50,17 @@ def test_features_are_sums_over_quadrants(pictures: np.ndarray, dictionary: Dict
 def test_patches_are_whitened(pictures: np.ndarray, dictionary: Dictionary) -> None:
     rows = pictures.astype(np.float32)[:, :4, :4].transpose(0, 3, 1, 2).reshape(40, -1) / 255
     both = learn(pictures, 2, seed=3, patch=4, patches=3000)
-    assert torch.equal(both.whiten_DD, dictionary.whiten_DD)  # the same patches, whatever they are used for
+    assert torch.equal(both.whiten_DD, dictionary.whiten_DD)  # the patches do not depend on the number of centroids
     prepared = dictionary.prepare(torch.from_numpy(rows))
     assert prepared.shape == (40, 48)
-    # ZCA: symmetric, and it undoes the covariance up to the constant 0.1
+    # ZCA is symmetric, and whitens up to the constant 0.1 that is added to the eigenvalues.
     np.testing.assert_allclose(dictionary.whiten_DD, dictionary.whiten_DD.T, atol=1e-5)
     strength = torch.linalg.eigvalsh(dictionary.whiten_DD)
     assert strength.max() <= 0.1**-0.5 + 1e-3
     assert strength.min() > 0
 
 
-def test_a_dictionary_follows_from_its_seed(pictures: np.ndarray, dictionary: Dictionary) -> None:
+def test_the_seed_decides_the_dictionary(pictures: np.ndarray, dictionary: Dictionary) -> None:
     again = learn(pictures, 7, seed=3, patch=4, patches=3000)
     other = learn(pictures, 7, seed=4, patch=4, patches=3000)
     assert torch.equal(again.centroid_KD, dictionary.centroid_KD)

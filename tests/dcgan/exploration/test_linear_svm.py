@@ -1,4 +1,4 @@
-"""The classifier beside scikit-learn's own pipeline, how C and labels are drawn, and the interval."""
+"""The linear classifier agrees with scikit-learn's; the choice of C and of labels; the confidence interval."""
 
 import itertools
 
@@ -12,7 +12,7 @@ Data = tuple[np.ndarray, np.ndarray]
 
 
 def blobs(count: int, classes: int = 3, apart: float = 1.5, seed: int = 0) -> Data:
-    """Classes that overlap, in features of very different sizes."""
+    """Overlapping classes, in features of very different scales."""
     rng = np.random.default_rng(seed)
     centre_KF = np.random.default_rng(9).normal(size=(classes, 12)) * apart
     label_N = rng.integers(0, classes, count)
@@ -21,17 +21,17 @@ def blobs(count: int, classes: int = 3, apart: float = 1.5, seed: int = 0) -> Da
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_error_is_that_of_scikit_learns_converged_primal(classes: int) -> None:
+def test_the_error_agrees_with_scikit_learns_converged_primal_solver(classes: int) -> None:
     (train, label), (test, test_label) = blobs(300, classes, 0.4), blobs(500, classes, 0.4, seed=1)
     centred = (train - train.mean(0)) / np.sqrt(train.var(0).mean())
     exact = LinearSVC(C=1e-3, dual=False, tol=1e-8).fit(centred, label)
     expected = (exact.predict((test - train.mean(0)) / np.sqrt(train.var(0).mean())) != test_label).mean()
     found = linear_svm.train(train, label, 1e-3, seed=0).error(test, test_label)
     assert 0.02 < expected < 0.5
-    assert found == pytest.approx(expected, abs=0.006)  # of 500: the tolerance moves a few at the border
+    assert found == pytest.approx(expected, abs=0.006)  # 3 of 500 images near the border: the solver's tolerance
 
 
-def test_fewer_images_than_features_give_the_classifier_that_liblinear_finds_in_all_features() -> None:
+def test_with_fewer_images_than_features_the_weights_agree_with_liblinear_in_all_features() -> None:
     rng = np.random.default_rng(5)
     (train, label), (test, test_label) = blobs(60, 3, 0.4), blobs(500, 3, 0.4, seed=1)
     turn_FG = np.linalg.qr(rng.normal(size=(200, 200)))[0][:12].astype(np.float32)
@@ -58,28 +58,28 @@ def test_all_features_are_divided_by_one_number() -> None:
     assert np.isfinite(nothing.error(features_NF, label_N))
 
 
-def test_c_is_the_best_of_those_tried_and_no_more_are_tried_once_the_error_falls_no_more() -> None:
+def test_c_is_the_best_value_tried_and_the_search_stops_when_the_error_no_longer_falls() -> None:
     features_NF, label_N = blobs(150, apart=0.3)
-    c, errors = linear_svm.choose(features_NF, label_N, seed=0)
+    c, errors = linear_svm.choose_c(features_NF, label_N, seed=0)
     tried = list(errors)
-    assert tried == [f"{choice:g}" for choice in linear_svm.CHOICES[: len(tried)]]
+    assert tried == [f"{choice:g}" for choice in linear_svm.C_CHOICES[: len(tried)]]
     assert errors[f"{c:g}"] == min(errors.values())
     assert all(errors[b] < errors[a] for a, b in itertools.pairwise(tried[:-1]))
-    assert linear_svm.choose(features_NF, label_N, seed=0) == (c, errors)
+    assert linear_svm.choose_c(features_NF, label_N, seed=0) == (c, errors)
 
 
 @pytest.mark.parametrize(("count", "each"), [(30, [10, 10, 10]), (100, [45, 45, 10]), (200, [90, 100, 10])])
-def test_few_labels_are_as_even_as_the_classes_allow(count: int, each: list[int]) -> None:
+def test_a_balanced_subset_is_as_even_as_the_classes_allow(count: int, each: list[int]) -> None:
     label_N = np.repeat([0, 1, 2], [90, 300, 10])
-    chosen = linear_svm.few(label_N, count, seed=0)
+    chosen = linear_svm.balanced_subset(label_N, count, seed=0)
     assert sorted({*chosen}) == chosen.tolist()
     assert np.bincount(label_N[chosen]).tolist() == each
-    assert not np.array_equal(chosen, linear_svm.few(label_N, count, seed=1))
+    assert not np.array_equal(chosen, linear_svm.balanced_subset(label_N, count, seed=1))
 
 
 def test_wilsons_interval() -> None:
-    """0.1 of 100: from a published table of binomial intervals."""
-    assert linear_svm.wilson(0.1, 100) == pytest.approx((0.0552, 0.1744), abs=1e-4)
-    low, high = linear_svm.wilson(0.0, 1000)
+    """The interval for 0.1 of 100 is from a published table of binomial intervals."""
+    assert linear_svm.wilson_interval(0.1, 100) == pytest.approx((0.0552, 0.1744), abs=1e-4)
+    low, high = linear_svm.wilson_interval(0.0, 1000)
     assert low == pytest.approx(0.0, abs=1e-12)
     assert high == pytest.approx(0.00383, abs=1e-5)
