@@ -115,7 +115,7 @@ def _not_finite(run: Path) -> None:
         (_write("checkpoint.json", b"[]"), "checkpoint.json: damaged: its content: "),
         (_write("checkpoint.json", b"\xff"), "checkpoint.json: damaged, not JSON: "),
         (_write("checkpoint.json", b"[" * 100_000), "checkpoint.json: damaged, not JSON: "),
-        (_write("checkpoint.json", b" " * (2 << 20)), "checkpoint.json: more than 1,048,576 bytes"),
+        (_write("checkpoint.json", b" " * (2 << 20)), "checkpoint.json: larger than 1,048,576 bytes"),
         (_change_card({"bytes": -1}), "checkpoint.json: damaged: bytes: "),
         (_change_card({"bytes": 10**30}), "checkpoint.json: damaged: bytes: "),
         (_change_card({"sha256": 5}), "checkpoint.json: damaged: sha256: "),
