@@ -1,7 +1,7 @@
-"""`cdcgan`: DCGAN as its authors ran it on MNIST, with fully connected layers and the class at every layer.
+"""`cdcgan`: the authors' conditional DCGAN for MNIST, with fully connected layers and the class at every layer.
 
-Source: Radford et al. 2015, arXiv:1511.06434, and their code's mnist/train_cond_dcgan.py (there 5x5 kernels, 1,024
-units, pixels from 0 to 1).
+Source: Radford et al. 2015, arXiv:1511.06434, and their code's mnist/train_cond_dcgan.py. There the kernels are 5x5,
+the units are 1,024, and pixels range from 0 to 1.
 """
 
 import itertools
@@ -22,12 +22,12 @@ class ConditionalDcganConfig(DcganConfig):
 
     @property
     def units(self) -> int:
-        """Units of the fully connected layers; at width 64 half of the paper's 1,024: as good, a third faster."""
+        """Units of the fully connected layers: at width 64 half of the paper's 1,024, as good and a third faster."""
         return 8 * self.width
 
 
 class Generator(LayeredGenerator):
-    """One fully connected layer more than DCGAN's, and the class joined to the input of every layer."""
+    """DCGAN's generator with one more fully connected layer. The class is joined to the input of every layer."""
 
     def __init__(self, config: ConditionalDcganConfig, convolutions: Convolutions = PLAIN) -> None:
         widths, classes, units = config.widths, config.num_classes, config.units
@@ -43,7 +43,7 @@ class Generator(LayeredGenerator):
 
 
 class Discriminator(LayeredDiscriminator):
-    """DCGAN's, then one fully connected layer, and the class joined to the input of every layer."""
+    """DCGAN's discriminator, then one fully connected layer. The class is joined to the input of every layer."""
 
     def __init__(self, config: ConditionalDcganConfig, convolutions: Convolutions = PLAIN) -> None:
         widths, classes, units = [config.channels, *reversed(config.widths)], config.num_classes, config.units
@@ -61,17 +61,18 @@ class ConditionalDcgan(Family):
     config = ConditionalDcganConfig
     generator = Generator
     discriminator = Discriminator
-    least_images = 2  # a batch norm of 1x1 maps has one value an image
+    least_images = 2  # a batch norm of 1x1 maps has one value per image, and needs two
 
     def check_loss(self, loss: str, critic: bool) -> None:
-        """The last layer before the logits is a batch norm, which real and fake images pass in batches of their own.
+        """Refuses critics.
 
-        It removes the difference of their means, which is all that a critic uses.
+        The last layer before the head is a batch norm, and real and fake images pass through it in separate batches. It
+        removes the difference of their means, which is all that a critic uses.
         """
         if critic:
             raise ValueError(
-                f"loss is {loss}; with network {self.name}, whose last batch norm hides the difference of means that "
-                f"it uses, it must be log or hinge; or take network {DcganConfig.family}"
+                f"loss is {loss}; with network {self.name} it must be log or hinge, because the last batch norm "
+                f"removes the difference of means that {loss} uses; or use network {DcganConfig.family}"
             )
 
 

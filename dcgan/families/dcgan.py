@@ -1,8 +1,9 @@
 """`dcgan`: the networks of Radford et al. 2015, arXiv:1511.06434, sec. 3, at any image size.
 
 The generator projects the latent to the smallest map, then doubles its extent with fractionally-strided 4x4
-convolutions; batch norm and ReLU everywhere but at the tanh output. The discriminator is its mirror: strided 4x4
-convolutions, LeakyReLU 0.2, no batch norm at the input. With classes it is a projection discriminator.
+convolutions. Every layer has batch norm and ReLU, except the output, which has tanh. The discriminator mirrors it with
+strided 4x4 convolutions and LeakyReLU 0.2; its first layer has no batch norm. With classes it is a projection
+discriminator.
 """
 
 import itertools
@@ -26,12 +27,12 @@ class DcganConfig(FamilyConfig):
 
     @property
     def base(self) -> int:
-        """Extent of the smallest map: 7 where the image size is 7 * 2^n, else 4."""
+        """Extent of the smallest map: 7 for image sizes 7 * 2^n, else 4."""
         return 7 if self.image_size % 7 == 0 else 4
 
     @property
     def widths(self) -> list[int]:
-        """Channels at every extent from `base` up to half the image: at 64x64 and width 128, 1024, 512, 256, 128."""
+        """Channels at each extent from `base` to half the image: 1024, 512, 256, 128 at 64x64 and width 128."""
         doublings = int(math.log2(self.image_size // self.base))
         return [self.width * 2**i for i in reversed(range(doublings))]
 

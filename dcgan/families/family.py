@@ -1,7 +1,7 @@
-"""The interface of a family of networks: all that the rest of ganmill asks of one. This module knows no family.
+"""The interface of a family of networks. The rest of ganmill uses nothing else. This module knows no family.
 
-A family is one module: a configuration, a generator, a discriminator, and whatever it does differently from the
-defaults here. `registry.py` lists the families.
+A family is one module with a configuration, a generator, a discriminator, and overrides of the defaults here.
+`registry.py` lists the families.
 
 Shapes: B images, Z latent size, C channels, H = W pixels. Images are in [-1, 1].
 """
@@ -26,10 +26,10 @@ IMAGE_SIZES: tuple[int, ...] = get_args(ImageSize)
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class FamilyConfig:
-    """The settings of every family: they determine both networks' shapes, and every model stores them.
+    """The settings that all families share. They determine the shapes of both networks, and every model stores them.
 
-    Raises: pydantic.ValidationError, a ValueError, for a value that is not allowed; `configuration.reason` puts it in a
-            line.
+    Raises: pydantic.ValidationError, a ValueError, for a value that is not allowed. `configuration.reason` gives its
+            text in one line.
     """
 
     family: ClassVar[str]
@@ -41,13 +41,13 @@ class FamilyConfig:
     z_dim: int = Field(100, ge=1, le=4096, description="size of the latent vector")
     """Size of the latent vector."""
     num_classes: int = Field(0, ge=0, le=10_000, description="classes of the dataset; 0 for none")
-    """Classes that both networks are conditioned on; 0 for none. The dataset decides it, not a flag."""
+    """Number of classes on which both networks are conditioned; 0 for none. The dataset decides it, not a flag."""
 
 
 class Convolutions(NamedTuple):
-    """The 4x4 convolutions of stride 2 and padding 1 that a network is built of.
+    """The classes of the 4x4 convolutions with stride 2 and padding 1 from which a network is built.
 
-    torch's own, or those that a CPU trains faster (`cpu_kernels`).
+    They are torch's own, or those of `cpu_kernels`, which train faster on a CPU.
     """
 
     conv: type[nn.Conv2d]
@@ -58,23 +58,23 @@ PLAIN = Convolutions(nn.Conv2d, nn.ConvTranspose2d)
 
 
 class InferenceGenerator(nn.Module, ABC):
-    """A generator as it runs outside training: eval mode, folded, with the sampler's dtype and device."""
+    """The form of a generator that runs outside training: folded, in eval mode, cast to the sampler's dtype."""
 
     @abstractmethod
     def forward(self, z_BZ: Tensor, label_B: Tensor | None) -> Tensor:
-        """The values before the final activation, [B, C', H', W']; `place` says where each of them belongs."""
+        """The values before the final activation, [B, C', H', W']. `place` arranges them as an image."""
 
     def activate(self, values: Tensor) -> Tensor:
-        """The final activation, in float32 and in place. The default is tanh."""
+        """Apply the final activation in place to float32 values. The default is tanh."""
         return values.tanh_()
 
     def place(self, values_BHWC: Tensor) -> Tensor:
-        """The image, [B, H, W, C], from the values of a forward pass. The default: they are the image."""
+        """Arrange the values of a forward pass as images, [B, H, W, C]. By default they already are."""
         return values_BHWC
 
 
 class InferenceDiscriminator(nn.Module, ABC):
-    """A discriminator as it runs outside training: eval mode, folded, with the sampler's dtype and device."""
+    """The form of a discriminator that runs outside training: folded, in eval mode, cast to the sampler's dtype."""
 
     @abstractmethod
     def forward(self, image_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
@@ -82,9 +82,9 @@ class InferenceDiscriminator(nn.Module, ABC):
 
 
 class Generator(nn.Module, ABC):
-    """Latents (and labels) to images."""
+    """Maps latents, and labels if there are classes, to images."""
 
-    config: Any  # of its own family: a family's networks know their own fields
+    config: Any  # the family's own class: its networks use fields that FamilyConfig lacks
 
     def __init__(self, config: FamilyConfig) -> None:
         super().__init__()
@@ -96,22 +96,24 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def inference(self) -> InferenceGenerator:
-        """This generator's inference form; weights are copied, never shared."""
+        """The inference form of this generator. It may share weights with it; the sampler copies what it runs."""
 
-    def settle(self, latents: Iterable[Tensor], label_B: Tensor | None) -> None:
-        """Make a generator of averaged weights ready for export.
+    def prepare_for_export(self, latents: Iterable[Tensor], label_B: Tensor | None) -> None:
+        """Prepare a generator with averaged weights for export.
 
-        The default takes its batch statistics anew, as the plain mean over these batches: the running statistics of
-        training belong to the weights of each step.
+        By default this computes new batch statistics, as the plain mean over the given batches. The running statistics
+        of training belong to the weights of single steps, not to their average.
+
+        Args: latents: batches of latents, z_BZ. label_B: the labels of each batch.
         """
         update_bn(latents, _Labelled(self, label_B))
 
 
 class Discriminator(nn.Module, ABC):
-    """Images (and labels) to logits: above 0 for an image that looks real."""
+    """Maps images, and labels if there are classes, to logits. A logit above 0 means that the image looks real."""
 
     config: Any
-    layers: nn.Module  # up to the features; their weights name the features of an exploration
+    layers: nn.Module  # all layers before the head; the digest of a discriminator's features is that of their weights
 
     def __init__(self, config: FamilyConfig) -> None:
         super().__init__()
@@ -123,24 +125,24 @@ class Discriminator(nn.Module, ABC):
 
     @abstractmethod
     def inference(self) -> InferenceDiscriminator:
-        """This discriminator's inference form; weights are copied, never shared."""
+        """The inference form of this discriminator. It may share weights with it; the sampler copies what it runs."""
 
     def convolution_blocks(self) -> list[nn.Sequential]:
-        """Its convolutions, each with the norm and the rectifier behind it, to study its features. Default: none.
+        """The convolutions for the study of features, each with the norm and the rectifier after it. Default: none.
 
-        Where a class is joined to a block's input, the block runs without a label.
+        A block whose input is joined with the class runs without a label.
         """
         return []
 
 
 class Family(ABC):
-    """One family of networks: its parts, and the hooks whose defaults most families take."""
+    """One family of networks: its parts, and hooks. Most families keep the hooks' defaults."""
 
     config: type[FamilyConfig]
     generator: type[Generator]
     discriminator: type[Discriminator]
     least_images: int = 1
-    """The fewest images of a step on each worker."""
+    """The smallest number of images per worker in a step."""
 
     @property
     def name(self) -> str:
@@ -152,10 +154,10 @@ class Family(ABC):
         discriminator = self.discriminator(config, convolutions)  # type: ignore[call-arg]
         return generator.to(memory_format=torch.channels_last), discriminator.to(memory_format=torch.channels_last)
 
-    def check_loss(self, loss: str, critic: bool) -> None:  # noqa: B027  # a hook that most families leave as it is
-        """Raises ValueError for a loss by which these networks cannot learn. The default allows all.
+    def check_loss(self, loss: str, critic: bool) -> None:  # noqa: B027  # an optional hook
+        """Raises ValueError for a loss with which these networks cannot learn. The default allows every loss.
 
-        Args: critic: only differences of logits mean something to this loss.
+        Args: critic: whether the loss depends on differences of logits only.
         """
 
     def latents(
@@ -166,7 +168,7 @@ class Family(ABC):
 
 
 class _Labelled(nn.Module):
-    """A generator that gets the same labels with every batch of latents."""
+    """A generator that receives the same labels with every batch of latents."""
 
     def __init__(self, generator: Generator, label_B: Tensor | None) -> None:
         super().__init__()

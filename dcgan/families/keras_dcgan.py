@@ -1,6 +1,6 @@
 """`keras`: the widely copied Keras variant of DCGAN for MNIST, 28x28 only.
 
-Source: Keras-GAN's dcgan.py (E. Linder-Noren). Its batch norms' momentum of 0.8 is torch's 0.2.
+Source: Keras-GAN's dcgan.py (E. Linder-Noren). Keras's batch norm momentum of 0.8 is 0.2 in torch.
 """
 
 import itertools
@@ -18,14 +18,14 @@ from dcgan.families.layers import LayeredDiscriminator, LayeredGenerator, Projec
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class KerasDcganConfig(DcganConfig):
-    """`width` changes nothing: the original's channels are fixed. It stays because older runs and models name it."""
+    """`width` has no effect: the original's channels are fixed. It exists because older runs and models have it."""
 
     family: ClassVar[str] = "keras"
     image_size: Literal[28] = Field(28, description="28")
 
 
 class Generator(LayeredGenerator):
-    """Project to 7x7x128; twice nearest upsampling, 3x3 convolution, batch norm, ReLU; a 3x3 convolution; tanh."""
+    """Projection to 7x7x128; twice: upsampling, 3x3 convolution, batch norm, ReLU; a 3x3 convolution; tanh."""
 
     def __init__(self, config: KerasDcganConfig, _: Convolutions = PLAIN) -> None:
         project = Projection(config.z_dim, config.num_classes, config.base, 128)
@@ -37,7 +37,7 @@ class Generator(LayeredGenerator):
 
 
 class Discriminator(LayeredDiscriminator):
-    """Four 3x3 convolutions (32, 64, 128, 256), the first three strided, each with dropout 0.25."""
+    """Four 3x3 convolutions (32, 64, 128, 256 channels), each with dropout 0.25. The first three have stride 2."""
 
     def __init__(self, config: KerasDcganConfig, _: Convolutions = PLAIN) -> None:
         widths = [config.channels, 32, 64, 128, 256]

@@ -1,9 +1,9 @@
-"""Layers that families share, and networks that are one layer after the other.
+"""Layers that families share, and networks that are a sequence of layers.
 
-Convolutions run channels_last; the latent's projection is a Linear layer whose output is laid out H, W, C, so that it
-needs no copy (as a transposed convolution of a 1x1 input it is 6 to 60 times slower on a CPU).
+Convolutions run in channels_last layout. The projection of the latent is a Linear layer whose output has the order
+H, W, C, so it needs no copy. As a transposed convolution of a 1x1 input it is 6 to 60 times slower on a CPU.
 
-Shapes: B images, Z latent size, K classes, C channels, H x W pixels.
+Shapes: B images, Z latent size, K classes, C channels, H x W pixels, F features.
 """
 
 import copy
@@ -21,11 +21,11 @@ from dcgan.families.family import (
     InferenceDiscriminator,
     InferenceGenerator,
 )
-from dcgan.sampling.cpu_kernels import assembled, subpixel_kernel
+from dcgan.sampling.cpu_kernels import assemble_subpixels, subpixel_kernel
 
 
 class Projection(nn.Module):
-    """A fully connected layer: the latent, or a flattened map, joined with the class as one-hot, to a map."""
+    """A fully connected layer from a vector or a map, joined with the one-hot class, to a map."""
 
     def __init__(self, inputs: int, num_classes: int, extent: int, channels: int) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor, label_B: Tensor | None = None) -> Tensor:
         if x.dim() == 4:
-            x = x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory
+            x = x.permute(0, 2, 3, 1).flatten(1)  # the order in memory
         if self.num_classes:
-            assert label_B is not None, "a network with classes, and no labels"
+            assert label_B is not None, "a network with classes needs labels"
             x = torch.cat([x, nn.functional.one_hot(label_B, self.num_classes).to(x.dtype)], 1)
         map_BHWC: Tensor = self.linear(x).view(-1, *self.shape)
         return map_BHWC.permute(0, 3, 1, 2)  # a channels_last view
 
 
 class JoinClass(nn.Module):
-    """The class as one-hot channels behind a map's own, the same at every place; zeros where no label is given."""
+    """Appends the one-hot class to a map as channels, equal at every position; zeros without a label."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -56,11 +56,11 @@ class JoinClass(nn.Module):
         if label_B is not None:
             class_BK = nn.functional.one_hot(label_B, self.num_classes).to(x.dtype)
         class_BHWK = class_BK[:, None, None].expand(batch, height, width, -1)
-        return torch.cat([x.permute(0, 2, 3, 1), class_BHWK], 3).permute(0, 3, 1, 2)  # channels_last, as it came
+        return torch.cat([x.permute(0, 2, 3, 1), class_BHWK], 3).permute(0, 3, 1, 2)  # channels_last, like the input
 
 
 class Maxout(nn.Module):
-    """The largest of every few channels. Source: Goodfellow et al. 2013, arXiv:1302.4389."""
+    """The maximum over groups of `pieces` channels. Source: Goodfellow et al. 2013, arXiv:1302.4389."""
 
     def __init__(self, pieces: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Maxout(nn.Module):
 
 
 class Layers(nn.Sequential):
-    """One layer after the other; the layers that use the class receive it."""
+    """A sequence of layers. Those that use the class receive the labels."""
 
     def forward(self, x: Tensor, label_B: Tensor | None = None) -> Tensor:
         for layer in self:
@@ -81,7 +81,7 @@ class Layers(nn.Sequential):
 
 
 class LayeredGenerator(Generator):
-    """A projection of the latent, then one layer after the other, then tanh."""
+    """A projection of the latent, then a sequence of layers, then tanh."""
 
     def __init__(self, config: FamilyConfig, project: Projection, layers: Iterable[nn.Module]) -> None:
         super().__init__(config)
@@ -98,9 +98,9 @@ class LayeredGenerator(Generator):
 
 
 class LayeredDiscriminator(Discriminator):
-    """One layer after the other, then a linear head; with an embedding of classes, a projection discriminator.
+    """A sequence of layers, then a linear head. With classes it is a projection discriminator.
 
-    Its logit is the head's, and with classes the product of the label's embedding with the features besides.
+    A projection discriminator adds the product of the features with the label's embedding to the logit of the head.
 
     Source: Miyato & Koyama 2018, arXiv:1802.05637.
     """
@@ -108,7 +108,7 @@ class LayeredDiscriminator(Discriminator):
     layers: Layers
 
     def __init__(self, config: FamilyConfig, layers: Iterable[nn.Module], features: int, num_classes: int) -> None:
-        """Args: features: numbers that the last layer gives an image. num_classes: of the embedding; 0 for none."""
+        """Args: features: size of the last layer's output. num_classes: classes of the embedding; 0 for none."""
         super().__init__(config)
         self.layers = Layers(*layers)
         self.head = nn.Linear(features, 1)
@@ -126,22 +126,25 @@ class LayeredDiscriminator(Discriminator):
         return _InferenceHead(fold(self.layers), self.head, self.classes)
 
     def convolution_blocks(self) -> list[nn.Sequential]:
-        found: list[list[nn.Module]] = []
-        begun = False
+        blocks: list[list[nn.Module]] = []
+        after_join = False
         for layer in self.layers:
-            if isinstance(layer, Projection):  # fully connected from here on
+            if isinstance(layer, Projection):  # the layers from here on are fully connected
                 break
-            if isinstance(layer, JoinClass | nn.Conv2d) and not begun:
-                found.append([])
-            begun = isinstance(layer, JoinClass)
-            if found:
-                found[-1].append(layer)
-        return [nn.Sequential(*layers) for layers in found]
+            if isinstance(layer, JoinClass | nn.Conv2d) and not after_join:
+                blocks.append([])
+            after_join = isinstance(layer, JoinClass)
+            if blocks:
+                blocks[-1].append(layer)
+        return [nn.Sequential(*layers) for layers in blocks]
 
 
 @torch.no_grad()
 def initialise(network: nn.Module) -> None:
-    """Weights N(0, 0.02), batch norm scales N(1, 0.02), biases 0. Source: DCGAN paper, sec. 4, and its code."""
+    """Draw weights from N(0, 0.02) and batch norm scales from N(1, 0.02); set biases to 0.
+
+    Source: Radford et al. 2015, arXiv:1511.06434, sec. 4, and their code.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, 0.0, 0.02)
@@ -153,9 +156,9 @@ def initialise(network: nn.Module) -> None:
 
 
 def fold(layers: Iterable[nn.Module]) -> Layers:
-    """The layers without batch norms and dropout, for eval mode.
+    """The layers for eval mode, without dropout and with every batch norm folded into a copy of the layer before it.
 
-    Each norm is folded into a copy of the layer before it, in float32.
+    The folding is computed in float32.
     """
     folded: list[nn.Module] = []
     for layer in layers:
@@ -164,7 +167,7 @@ def fold(layers: Iterable[nn.Module]) -> Layers:
             if isinstance(before, Projection):
                 folded.append(_fold_projection(before, layer))
                 continue
-            assert isinstance(before, nn.Conv2d | nn.ConvTranspose2d), "a norm that follows no layer with weights"
+            assert isinstance(before, nn.Conv2d | nn.ConvTranspose2d), "a batch norm must follow a layer with weights"
             folded.append(fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d)))
         elif not isinstance(layer, nn.Dropout):
             folded.append(layer)
@@ -172,7 +175,7 @@ def fold(layers: Iterable[nn.Module]) -> Layers:
 
 
 class _InferenceLayers(InferenceGenerator):
-    """A LayeredGenerator's layers; a transposed convolution at the end runs by sub-pixels."""
+    """A LayeredGenerator's layers. A final transposed convolution runs as a sub-pixel convolution."""
 
     def __init__(self, layers: Layers) -> None:
         super().__init__()
@@ -186,11 +189,11 @@ class _InferenceLayers(InferenceGenerator):
         return values
 
     def place(self, values_BHWC: Tensor) -> Tensor:
-        return assembled(values_BHWC) if self._by_subpixels else values_BHWC
+        return assemble_subpixels(values_BHWC) if self._by_subpixels else values_BHWC
 
 
 class _InferenceHead(InferenceDiscriminator):
-    """A LayeredDiscriminator's layers, head and classes."""
+    """A LayeredDiscriminator's layers, head and class embedding."""
 
     def __init__(self, layers: Layers, head: nn.Linear, classes: nn.Embedding | None) -> None:
         super().__init__()
@@ -210,7 +213,7 @@ def _fold_projection(project: Projection, norm: nn.BatchNorm2d) -> Projection:
     assert norm.running_mean is not None
     scale_C = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     shift_C = norm.bias - norm.running_mean * scale_C
-    extent = project.shape[0] * project.shape[1]  # outputs are laid out H, W, C: channels repeat fastest
+    extent = project.shape[0] * project.shape[1]  # the outputs have the order H, W, C: channels repeat fastest
     folded = copy.deepcopy(project)
     folded.linear.weight.mul_(scale_C.repeat(extent)[:, None])
     folded.linear.bias.mul_(scale_C.repeat(extent)).add_(shift_C.repeat(extent))
@@ -219,7 +222,7 @@ def _fold_projection(project: Projection, norm: nn.BatchNorm2d) -> Projection:
 
 @torch.no_grad()
 def _by_subpixels(layer: nn.Module) -> nn.Conv2d:
-    """A transposed convolution (4x4, stride 2, padding 1) as an ordinary one, whose output `assembled` puts in place.
+    """A transposed convolution (4x4, stride 2, padding 1) as a convolution whose output `assemble_subpixels` arranges.
 
     With few output channels a transposed convolution runs at a twentieth of a CPU's rate.
     """

@@ -1,8 +1,8 @@
 """`gan`: the fully connected networks of the first GAN.
 
-A 1x1 map stands for a vector, and a 1x1 convolution of it for a fully connected layer.
+A vector is a 1x1 map, and a fully connected layer is a 1x1 convolution.
 
-Source: Goodfellow et al. 2014, arXiv:1406.2661, and its code's mnist.yaml (there a sigmoid over 0 to 1, here tanh).
+Source: Goodfellow et al. 2014, arXiv:1406.2661, and their code's mnist.yaml. There the output is a sigmoid, here tanh.
 """
 
 import itertools
@@ -16,12 +16,12 @@ from dcgan.families.dcgan import DcganConfig
 from dcgan.families.family import PLAIN, Convolutions, Family
 from dcgan.families.layers import LayeredDiscriminator, LayeredGenerator, Maxout, Projection
 
-UNITS, MAXOUT_UNITS, PIECES = 1200, 240, 5  # of the original for MNIST
+UNITS, MAXOUT_UNITS, PIECES = 1200, 240, 5  # as in the original for MNIST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class MlpGanConfig(DcganConfig):
-    """`width` changes nothing: the original's units are fixed. It stays because older runs and models name it."""
+    """`width` has no effect: the original's units are fixed. It exists because older runs and models have it."""
 
     family: ClassVar[str] = "gan"
 
@@ -37,7 +37,7 @@ class Generator(LayeredGenerator):
 
 
 class Discriminator(LayeredDiscriminator):
-    """Two layers of 240 maxout units of 5 pieces, dropout 0.5 after both."""
+    """Two layers of 240 maxout units with 5 pieces each. Dropout 0.5 follows both."""
 
     def __init__(self, config: MlpGanConfig, _: Convolutions = PLAIN) -> None:
         widths = [config.channels * config.image_size**2, MAXOUT_UNITS, MAXOUT_UNITS]

@@ -1,4 +1,4 @@
-"""All families by name. A new family is a module beside this one and a line here."""
+"""All families by name. A new family needs a module beside this one and an entry in FAMILIES."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,19 +18,19 @@ DEFAULT = next(iter(FAMILIES))
 
 
 def family(name: str) -> Family:
-    """The family of that name. Raises ValueError if there is none."""
+    """The family with this name. Raises ValueError if there is none."""
     if name not in FAMILIES:
         raise ValueError(f"network is {name!r}; it must be one of {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
 def of(config: FamilyConfig) -> Family:
-    """The family that a configuration belongs to."""
+    """The family of a configuration."""
     return FAMILIES[config.family]
 
 
 def configure(name: str, values: Mapping[str, Any]) -> FamilyConfig:
-    """A family's configuration. Raises ValueError naming the field, its value and what is allowed."""
+    """A family's configuration. Raises ValueError with the field, its value and the allowed values."""
     kind = family(name).config
     try:
         return kind(**values)
@@ -39,15 +39,15 @@ def configure(name: str, values: Mapping[str, Any]) -> FamilyConfig:
 
 
 def build(config: FamilyConfig, convolutions: Convolutions = PLAIN) -> tuple[Generator, Discriminator]:
-    """Both networks of a configuration, freshly initialised from torch's global random state."""
+    """Both networks of a configuration. torch's global random state decides the initial weights."""
     return of(config).build(config, convolutions)
 
 
 def all_fields() -> dict[str, FieldInfo]:
-    """Every field that some family has and a user sets: what a job offers as flags."""
+    """The fields of all families that a user sets. A job offers them as flags."""
     found: dict[str, FieldInfo] = {}
     for one in FAMILIES.values():
         for name, field in fields(one.config).items():
             found.setdefault(name, field)
-    del found["num_classes"]  # the dataset's
+    del found["num_classes"]  # the dataset decides it
     return found

@@ -1,8 +1,9 @@
-"""Seeds to images and scores, so that an image depends on its seed and label alone.
+"""The map from seeds to images and logits. An image depends on its seed and label alone.
 
-Both networks run in eval mode, in batches of one fixed shape (the last one padded), so neither an image nor a score
-depends on its neighbours. Batch norms are folded into the layers before them, once, in float32. The discriminator sees
-the 8-bit image that is stored, not the float image before it: a score can be computed again from the file.
+Both networks run in eval mode, in batches of one fixed shape; the last batch is padded. So neither an image nor a logit
+depends on its neighbours. Batch norms are folded into the layers before them, once, in float32. The discriminator
+scores the 8-bit image that is stored, not the float image before rounding, so a logit can be recomputed from the stored
+file.
 
 Shapes: N samples, B the fixed batch, Z latent size, H x W pixels, C channels.
 """
@@ -21,16 +22,17 @@ from dcgan.families import registry
 from dcgan.model_files import Model
 from dcgan.numerics import Arithmetic
 
-# Matrix kernels take a batch's rows in blocks and add up what is left over in another order: in a batch of 50 the last
-# two images' logits differed in their last bit from what the same images got in another place (float32, AVX-512).
-ROWS = 32
+# Matrix kernels process the rows of a batch in blocks, and add in another order in the remainder. In a batch of 50 the
+# logits of the last two images differed in their last bit from those of the same images at other positions (float32,
+# AVX-512).
+BATCH_MULTIPLE = 32
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class SampleError(ArithmeticError):
-    """Images or logits that are not finite: a model that diverged, or a processor that fails."""
+    """An image or a logit is not finite: the model diverged, or the processor fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,56 +44,59 @@ class Samples:
 
 
 class Sampler:
-    """A model made ready to run: folded, cast, and bound to one device and one batch shape.
+    """A model prepared for inference: folded, cast, and bound to one device and one batch shape.
 
-    `batch` is rounded up to a multiple of ROWS: each place in a batch must compute alike.
+    `batch` is rounded up to a multiple of BATCH_MULTIPLE: the result must not depend on the position in the batch.
     """
 
     def __init__(self, model: Model, arithmetic: Arithmetic, batch: int) -> None:
         self.config = model.config
-        self._arithmetic, self._batch = arithmetic, -(-batch // ROWS) * ROWS
+        self._arithmetic, self._batch = arithmetic, -(-batch // BATCH_MULTIPLE) * BATCH_MULTIPLE
         self._draw = registry.of(model.config).latents
-        self._generator = self._ready(model.generator.inference())
-        self._discriminator = self._ready(model.discriminator.inference())
+        self._generator = self._prepare(model.generator.inference())
+        self._discriminator = self._prepare(model.discriminator.inference())
 
     def sample(self, seeds: range, labels_N: np.ndarray | None) -> Samples:
-        """The images of consecutive seeds, and what the discriminator says of each.
+        """The images of consecutive seeds and their logits.
 
-        Args:   labels_N: int64, for a model with classes; None for one without.
-        Raises: SampleError naming the seeds of a batch in which an image or a logit is not finite.
+        Args:   labels_N: int64 for a model with classes, else None.
+        Raises: SampleError, with the seeds of the batch, if an image or a logit is not finite.
         """
         batches = list(self.batches(seeds, labels_N))
         images_NHWC = np.concatenate([batch.images_NHWC for batch in batches])
         return Samples(images_NHWC, np.concatenate([batch.logits_N for batch in batches]))
 
     def batches(self, seeds: range, labels_N: np.ndarray | None) -> Iterator[Samples]:
-        """The same, batch by batch, so that one can be encoded while the next is computed."""
+        """As `sample`, batch by batch, so the caller can encode one batch while the next is computed."""
         z_NZ = self._draw(seeds.start, len(seeds), self.config.z_dim)
         for start in range(0, len(z_NZ), self._batch):
             rows = slice(start, start + self._batch)
             try:
-                made = self.decode(z_NZ[rows], None if labels_N is None else labels_N[rows])
+                samples = self.decode(z_NZ[rows], None if labels_N is None else labels_N[rows])
             except SampleError as error:
                 raise SampleError(f"seeds {seeds[rows][0]} to {seeds[rows][-1]}: {error}") from error
-            yield made
+            yield samples
 
     def decode(self, z_NZ: np.ndarray, labels_N: np.ndarray | None) -> Samples:
-        """The images of at most one batch of latents, float32. Raises SampleError if one is not finite."""
+        """The images and logits of at most one batch of float32 latents.
+
+        Raises: SampleError if an image or a logit is not finite.
+        """
         assert len(z_NZ) <= self._batch
         with torch.inference_mode(), exact_kernels(self._arithmetic.device):
             z_BZ = self._padded(z_NZ)
             label_B = None if labels_N is None else self._padded(labels_N)
             image_BHWC, sum_of_levels = self._images(z_BZ, label_B)
             logit_B = self._logits(image_BHWC, label_B)
-            made = Samples(image_BHWC[: len(z_NZ)].cpu().numpy(), logit_B[: len(z_NZ)].cpu().numpy())
+            samples = Samples(image_BHWC[: len(z_NZ)].cpu().numpy(), logit_B[: len(z_NZ)].cpu().numpy())
             _check("an image", sum_of_levels.cpu().numpy())
-        _check("a logit", made.logits_N)
-        return made
+        _check("a logit", samples.logits_N)
+        return samples
 
     def score(self, images_NHWC: np.ndarray, labels_N: np.ndarray | None) -> np.ndarray:
-        """The logits of stored images, float32 [N]: those of `sample`, bit for bit, for the images that it made.
+        """logit_N, float32, of stored images. For the images of `sample` they equal its logits bit for bit.
 
-        Raises: SampleError if one is not finite.
+        Raises: SampleError if a logit is not finite.
         """
         logits = []
         with torch.inference_mode(), exact_kernels(self._arithmetic.device):
@@ -104,9 +109,9 @@ class Sampler:
         return logit_N
 
     def _images(self, z_BZ: Tensor, label_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        """8-bit images, and the sum of their grey levels before the cast: NaN as uint8 is any number."""
+        """8-bit images, and the sum of their levels before the cast. NaN is undefined as uint8; the sum keeps it."""
         values = self._generator(z_BZ.to(self._arithmetic.dtype), label_B)
-        # The activation, rounding and the scale of 127.5 in float32: bfloat16 has only 8 bits itself.
+        # The activation, the scaling by 127.5 and the rounding run in float32: bfloat16 has only 8 bits of precision.
         levels = self._generator.activate(values.float()).mul_(127.5).add_(127.5).round_()
         image_BHWC = self._generator.place(levels.to(torch.uint8).permute(0, 2, 3, 1))
         return image_BHWC.contiguous(), levels.sum()
@@ -117,7 +122,7 @@ class Sampler:
         return logit_B
 
     def _padded(self, rows: np.ndarray) -> Tensor:
-        """To the device, in the one batch shape; the padding repeats row 0 and is cut off again by the caller."""
+        """The rows on the device, padded to the batch shape with copies of row 0. The caller cuts the padding off."""
         if len(rows) < self._batch:
             rows = np.concatenate([rows, np.repeat(rows[:1], self._batch - len(rows), axis=0)])
         tensor = torch.from_numpy(rows)
@@ -125,19 +130,22 @@ class Sampler:
             tensor = tensor.pin_memory()
         return tensor.to(self._arithmetic.device, non_blocking=True)
 
-    def _ready(self, module: M) -> M:
-        """A copy on the device, its activations in place: the model itself stays as it is."""
+    def _prepare(self, module: M) -> M:
+        """A copy of the module on the device, with in-place activations. The model stays unchanged."""
         device, dtype = self._arithmetic.device, self._arithmetic.dtype
-        ready = copy.deepcopy(module).eval().to(device, dtype).to(memory_format=torch.channels_last)
-        for layer in ready.modules():
+        prepared = copy.deepcopy(module).eval().to(device, dtype).to(memory_format=torch.channels_last)
+        for layer in prepared.modules():
             if isinstance(layer, nn.ReLU | nn.LeakyReLU):
                 layer.inplace = True
-        return ready
+        return prepared
 
 
 @contextmanager
 def exact_kernels(device: str) -> Iterator[None]:
-    """Have a GPU add in one order and in whole float32, inside only: the process may be one that trains."""
+    """A context in which a GPU adds in a deterministic order and in full float32.
+
+    Afterwards the flags are restored, because the process may be training.
+    """
     if device != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""The training method's settings, and which networks they fit."""
+"""The settings of the training method, and the check that they fit the networks."""
 
 from typing import Literal, Self
 
@@ -14,10 +14,10 @@ from dcgan.training.losses import LOSSES
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class MethodConfig:
-    """The training method's own settings.
+    """The settings of the training method.
 
-    Raises: pydantic.ValidationError, a ValueError, for a value that is not allowed; `configuration.reason` puts it in a
-            line.
+    Raises: pydantic.ValidationError, a ValueError, for a value that is not allowed. `configuration.reason` gives its
+            text in one line.
     """
 
     loss: Literal["log", "hinge", "wgan", "wgan-gp"] = Field(
@@ -26,7 +26,7 @@ class MethodConfig:
     label_smoothing: float = Field(
         0.0, ge=0, le=0.5, description="log, hinge: how far the target of real images is below 1 (one-sided)"
     )
-    """0 for Wasserstein losses, which have no target."""
+    """Must be 0 for Wasserstein losses, which have no target."""
     clip: float = Field(0.01, gt=0, le=1, description="wgan: the bound of the discriminator's weights")
     gradient_penalty: float = Field(10.0, gt=0, le=1000, description="wgan-gp: the weight of the penalty")
     augment: str = Field(
@@ -34,13 +34,13 @@ class MethodConfig:
         description="augmentations of every image that the discriminator sees: any of "
         f"{','.join(augmentation.POLICIES)}, joined by commas; '': none",
     )
-    generator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's rate for the generator")
-    discriminator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's rate for the discriminator")
+    generator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's learning rate for the generator")
+    discriminator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's learning rate for the discriminator")
     beta1: float = Field(0.5, ge=0, le=0.999, description="Adam's first moment decay; the second is 0.999")
     ema: float = Field(
-        0.999, ge=0, le=0.99999, description="decay a step of the generator's average, which is the exported generator"
+        0.999, ge=0, le=0.99999, description="decay per step of the generator's moving average, which is exported"
     )
-    sync_batch_norm: bool = Field(False, description="GPUs only: batch statistics over all workers, not each one's own")
+    sync_batch_norm: bool = Field(False, description="GPUs only: batch statistics over all workers, not per worker")
     compile: bool = Field(False, description="run both networks through torch.compile (a minute at each start)")
 
     @model_validator(mode="after")
@@ -50,16 +50,16 @@ class MethodConfig:
                 f"label_smoothing is {self.label_smoothing}; it must be 0 with loss {self.loss}, which has no target"
             )
         if self.compile and LOSSES[self.loss].penalised:
-            raise ValueError(f"compile is set with loss {self.loss}; torch.compile has no gradients of gradients")
+            raise ValueError(f"compile is set with loss {self.loss}; torch.compile does not support second derivatives")
         if self.sync_batch_norm and LOSSES[self.loss].penalised:
             raise ValueError(
-                f"sync_batch_norm is set with loss {self.loss}, whose penalty it would change: the points between real "
-                "and fake images are normalised by each worker's own statistics; leave it out, or take another loss"
+                f"sync_batch_norm is set with loss {self.loss}, whose penalty it would change: the penalty normalises "
+                "its points by each worker's own batch statistics; leave sync_batch_norm out, or use another loss"
             )
         augmentation.check(self.augment)
         return self
 
 
 def check_fit(network: FamilyConfig, method: MethodConfig) -> None:
-    """Raises ValueError for networks that cannot learn by that method."""
+    """Raises ValueError if the networks cannot learn with the method."""
     registry.of(network).check_loss(method.loss, LOSSES[method.loss].critic)

@@ -1,4 +1,4 @@
-"""What the discriminator and the generator minimise, as functions of logits; and the penalty that some of them need.
+"""The losses of both networks as functions of logits, and the gradient penalty.
 
 Shapes: B images, C channels, H x W pixels.
 """
@@ -13,14 +13,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """discriminator(real_B, fake_B, smoothing) and generator(fake_B), all logits."""
+    """Two functions of logits, discriminator(real_B, fake_B, smoothing) and generator(fake_B), and their properties."""
 
     discriminator: Callable[[Tensor, Tensor, float], Tensor]
     generator: Callable[[Tensor], Tensor]
     critic: bool = False
-    """Logits mean something by their differences alone: there is no target to smooth, and 0 is no border."""
+    """The loss depends on differences of logits only: it has no target to smooth, and 0 does not separate the sets."""
     clipped: bool = False
-    """Each weight of the discriminator is held within a bound after every step."""
+    """Each weight of the discriminator is clipped after every step."""
     penalised: bool = False
     """The discriminator also minimises `gradient_penalty`."""
 
@@ -47,35 +47,36 @@ def _wasserstein_discriminator(real_B: Tensor, fake_B: Tensor, smoothing: float)
 
 
 def gradient_penalty(discriminator: nn.Module, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
-    """How far the logit's slope is from 1 at one point on the line between each real image and a fake one.
+    """The deviation of the gradient's norm from 1, at a random point between each real image and a fake one.
 
-    In float32, whatever autocast says: squares of small gradients, differentiated once more, do not fit bfloat16. The
-    points come from torch's global random state. Batch norms use the points' own statistics and keep none of them.
+    It is computed in float32 even under autocast: the second derivative of squares of small gradients exceeds the
+    precision of bfloat16. torch's global random state decides the points. Batch norms use the statistics of the points
+    and do not add them to their running statistics.
 
-    Args:    real_BCHW, fake_BCHW: of equal labels, without gradients.
-    Returns: mean over B of (|gradient| - 1)^2, a scalar that can be differentiated by the discriminator's weights.
+    Args:    real_BCHW, fake_BCHW: images with the same labels, without gradients.
+    Returns: mean over B of (|gradient| - 1)^2, a scalar that is differentiable by the discriminator's weights.
     Source:  Gulrajani et al. 2017, arXiv:1704.00028, sec. 4.
     """
     share_B111 = torch.rand(len(real_BCHW), 1, 1, 1, device=real_BCHW.device)
     between_BCHW = torch.lerp(fake_BCHW.float(), real_BCHW.float(), share_B111).requires_grad_()
     norms = [module for module in discriminator.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.track_running_stats = False  # they would enter what is exported
-    with torch.autocast(real_BCHW.device.type, enabled=False):  # the slope too: its formulas would be autocast
+        norm.track_running_stats = False  # the running statistics are exported
+    with torch.autocast(real_BCHW.device.type, enabled=False):  # the gradient too: its formulas would be autocast
         logit_B = discriminator(between_BCHW, label_B)
-        (slope_BCHW,) = torch.autograd.grad(logit_B.sum(), between_BCHW, create_graph=True)
+        (gradient_BCHW,) = torch.autograd.grad(logit_B.sum(), between_BCHW, create_graph=True)
     for norm in norms:
         norm.track_running_stats = True
-    penalty: Tensor = (slope_BCHW.flatten(1).norm(dim=1) - 1.0).square().mean()
+    penalty: Tensor = (gradient_BCHW.flatten(1).norm(dim=1) - 1.0).square().mean()
     return penalty
 
 
 LOSSES = {
-    # Goodfellow et al. 2014, sec. 3 (non-saturating); one-sided smoothing: Salimans et al. 2016, sec. 3.4
+    # Goodfellow et al. 2014, sec. 3 (non-saturating); Salimans et al. 2016, sec. 3.4 (one-sided smoothing)
     "log": Loss(_log_discriminator, _log_generator),
     # Lim & Ye 2017; Miyato et al. 2018
     "hinge": Loss(_hinge_discriminator, _mean_generator),
-    # Arjovsky et al. 2017, arXiv:1701.07875: the difference of means, weights clipped
+    # Arjovsky et al. 2017, arXiv:1701.07875
     "wgan": Loss(_wasserstein_discriminator, _mean_generator, critic=True, clipped=True),
     # Gulrajani et al. 2017, arXiv:1704.00028
     "wgan-gp": Loss(_wasserstein_discriminator, _mean_generator, critic=True, penalised=True),

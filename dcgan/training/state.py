@@ -1,4 +1,4 @@
-"""What a training's state must be: finite, and of its own networks."""
+"""Checks of a training state: its values are finite, and its tensors fit the networks."""
 
 import math
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from torch import Tensor
 from dcgan.families import registry
 from dcgan.families.family import FamilyConfig
 
-_Kind = tuple[torch.dtype, tuple[int, ...]]  # of a tensor
+_TensorType = tuple[torch.dtype, tuple[int, ...]]  # dtype and shape
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, weight or measure that is NaN or infinite. Training stops: nothing after it would be worth keeping."""
+    """A loss, weight or metric is NaN or infinite. Training stops, because later results would be useless."""
 
 
 def check_finite(scalars: Mapping[str, float], images: int) -> None:
-    """Raises NonFiniteError naming the values and how many images had been seen."""
+    """Raises NonFiniteError, with the values and the number of images seen, unless all scalars are finite."""
     bad = {name: value for name, value in scalars.items() if not math.isfinite(value)}
     if bad:
         values = ", ".join(f"{name} = {value}" for name, value in bad.items())
@@ -25,7 +25,7 @@ def check_finite(scalars: Mapping[str, float], images: int) -> None:
 
 
 def check_weights(state: Mapping[str, Tensor], images: int) -> None:
-    """Raises NonFiniteError naming the first tensor with a value that is NaN or infinite, and how many there are."""
+    """Raises NonFiniteError if a value is NaN or infinite, with its tensor and the number of such tensors."""
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         others = f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
@@ -33,19 +33,19 @@ def check_weights(state: Mapping[str, Tensor], images: int) -> None:
 
 
 def check_state(state: Mapping[str, Tensor], network: FamilyConfig) -> None:
-    """Raises ValueError naming the first tensor in which `state` is not what Training.state() of `network` gives."""
+    """Raises ValueError, with the first wrong tensor, unless `state` is a Training.state() of `network`."""
     expected = _layout(network)
     for name in sorted({*expected, *state}):
         found = (state[name].dtype, tuple(state[name].shape)) if name in state else None
         if found != expected.get(name):
-            raise ValueError(f"another network's: {name} is {_words(found)}, not {_words(expected.get(name))}")
+            raise ValueError(f"another network's: {name} is {_describe(found)}, not {_describe(expected.get(name))}")
 
 
-def _layout(network: FamilyConfig) -> dict[str, _Kind]:
-    """Every tensor of Training.state() after a step: its dtype and shape."""
+def _layout(network: FamilyConfig) -> dict[str, _TensorType]:
+    """The dtype and shape of every tensor of Training.state() after a step, by name."""
     with torch.device("meta"):
         generator, discriminator = registry.build(network)
-    layout: dict[str, _Kind] = {}
+    layout: dict[str, _TensorType] = {}
     for name, part in (("generator", generator), ("discriminator", discriminator), ("average", generator)):
         layout.update({f"{name}.{key}": (value.dtype, tuple(value.shape)) for key, value in part.state_dict().items()})
     for name, part in (("generator_adam", generator), ("discriminator_adam", discriminator)):
@@ -56,5 +56,5 @@ def _layout(network: FamilyConfig) -> dict[str, _Kind]:
     return layout
 
 
-def _words(kind: _Kind | None) -> str:
-    return f"{kind[0]} {kind[1]}" if kind else "absent"
+def _describe(tensor: _TensorType | None) -> str:
+    return f"{tensor[0]} {tensor[1]}" if tensor else "absent"

@@ -1,8 +1,8 @@
-"""The method: one adversarial step, its state, and what is exported from it.
+"""The training method: one adversarial step, its state, and the export of a model.
 
-A step draws one latent an image, makes fakes once, updates the discriminator on the real and the fake batch (each with
-its own batch statistics), then the generator through the updated discriminator. What an image contributes depends on
-its position in training and the run's seed alone: no random state has to be kept to go on from a checkpoint.
+A step draws a latent for each real image and makes the fakes once. It updates the discriminator on the real and the
+fake batch, each with its own batch statistics. Then it updates the generator through the updated discriminator. Random
+numbers depend on the run's seed and the position in training alone, so a checkpoint holds no random state.
 
 Shapes: B a rank's share of the batch, H x W pixels, C channels.
 """
@@ -27,14 +27,15 @@ from dcgan.training.configuration import MethodConfig, check_fit
 from dcgan.training.losses import LOSSES, gradient_penalty
 
 CPU_KERNELS = Convolutions(CpuConv2d, CpuConvTranspose2d)
-# Latents by which an averaged generator is made ready for export.
-SETTLING_BATCHES, SETTLING_IMAGES = 16, 128
+# The latents with which an averaged generator is prepared for export.
+EXPORT_BATCHES, EXPORT_BATCH_SIZE = 16, 128
 
 
 class RealAndFake(nn.Module):
-    """The discriminator on both batches in one forward: DistributedDataParallel wants one forward a backward.
+    """The discriminator on both batches in one forward pass.
 
-    So the penalty is taken in here too, and one backward sums up all that moves a weight before ranks share it.
+    DistributedDataParallel requires one forward pass per backward pass. So this computes the gradient penalty too, and
+    one backward pass sums all gradients of a weight before the ranks average them.
     """
 
     def __init__(self, discriminator: Discriminator, penalised: bool) -> None:
@@ -44,16 +45,16 @@ class RealAndFake(nn.Module):
     def forward(
         self, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The logits real_B and fake_B, and the gradient penalty where the loss has one."""
+        """The logits real_B and fake_B, and the gradient penalty, or None if the loss has none."""
         real_B, fake_B = self.discriminator(real_BCHW, label_B), self.discriminator(fake_BCHW, label_B)
         penalty = gradient_penalty(self.discriminator, real_BCHW, fake_BCHW, label_B) if self.penalised else None
         return real_B, fake_B, penalty
 
 
 class Training:
-    """Networks, optimizers and the moving average of one rank, and the step that moves them.
+    """The networks, optimizers and moving average of one rank, and the training step.
 
-    Ranks hold equal weights at all times; their batch statistics are their own, and rank 0's are exported.
+    All ranks have equal weights at all times. Each rank has its own batch statistics; those of rank 0 are exported.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Training:
         self.generator = generator.to(arithmetic.device)
         self.discriminator = discriminator.to(arithmetic.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        if method.sync_batch_norm and world > 1:  # the average above keeps plain norms: it is what is exported
+        if method.sync_batch_norm and world > 1:  # the average above, which is exported, keeps plain norms
             convert: Callable[[Any], Any] = nn.SyncBatchNorm.convert_sync_batchnorm
             self.generator, self.discriminator = convert(self.generator), convert(self.discriminator)
         self.logits = torch.zeros(0), torch.zeros(0)  # of the last step's real and fake images
@@ -100,18 +101,21 @@ class Training:
         """One update of both networks.
 
         Args:    images_BHWC: this rank's share of the batch, uint8. labels_B: int64, not used without classes.
-                 images_seen: real images that all ranks had seen before this step.
-                 first, batch: where in the global batch the share begins, and that batch's size; alone: all of it.
-        Returns: scalars, still on the device: `loss_d`, `loss_g`, `real_accuracy`, `fake_accuracy` (of this rank's
-                 share; a critic's border is halfway between its means), `gradient_d`, `gradient_g` (lengths of the
-                 gradients that all ranks share). `logits` then holds what the discriminator said of this batch.
+                 images_seen: number of real images that all ranks saw before this step.
+                 first, batch: start of the share in the global batch, and the size of that batch; by default the share
+                 is the whole batch.
+        Returns: scalars, still on the device: `loss_d`, `loss_g`, `real_accuracy`, `fake_accuracy` of this rank's
+                 share, and `gradient_d`, `gradient_g`, the norms of the gradients averaged over ranks. The accuracies
+                 use a threshold of 0; for a critic, the midpoint of the mean real and fake logits.
+
+        Afterwards `logits` holds the discriminator's logits of this share.
         """
         count = len(images_BHWC)
         batch = batch or count
         first += images_seen
-        # Gradients are averaged over ranks; where shares differ in size, each image is still to count alike.
+        # Gradients are averaged over ranks. With this weight each image counts alike where shares differ in size.
         weight = count * self.world / batch
-        torch.manual_seed(_mix(self.seed, first))  # for dropout, augmentation and the penalty's points
+        torch.manual_seed(_combined_seed(self.seed, first))  # for dropout, augmentation and the penalty's points
         z_BZ = self._latents(first, count)
         label_B = self._to_device(labels_B) if self.network.num_classes else None
         real_BCHW = self._to_device(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -130,7 +134,7 @@ class Training:
         if self._loss.clipped:
             self._clip()
 
-        self.discriminator.requires_grad_(False)  # its gradients would be thrown away
+        self.discriminator.requires_grad_(False)  # its gradients would not be used
         with self.arithmetic.autocast():
             judged_B = self.discriminator(self._augment(fake_BCHW), label_B)
         loss_g = self._loss.generator(judged_B.float())
@@ -141,33 +145,33 @@ class Training:
 
         self._update_average(images_seen // batch)
         self.logits = real_B.detach(), fake_B.detach()
-        border = (real_B.mean() + fake_B.mean()).detach() / 2 if self._loss.critic else 0
+        threshold = (real_B.mean() + fake_B.mean()).detach() / 2 if self._loss.critic else 0
         return {
             "loss_d": loss_d.detach(),
             "loss_g": loss_g.detach(),
-            "real_accuracy": (real_B > border).float().mean(),
-            "fake_accuracy": (fake_B < border).float().mean(),
-            "gradient_d": _length(self.discriminator),
-            "gradient_g": _length(self.generator),
+            "real_accuracy": (real_B > threshold).float().mean(),
+            "fake_accuracy": (fake_B < threshold).float().mean(),
+            "gradient_d": _gradient_norm(self.discriminator),
+            "gradient_g": _gradient_norm(self.generator),
         }
 
     def export(self) -> tuple[Generator, Discriminator]:
-        """The averaged generator, made ready by its family, and the discriminator; copies, in eval mode.
+        """Copies of the averaged generator, prepared for export, and of the discriminator, in eval mode.
 
-        The generator is settled on fixed latents with balanced labels: the export is a function of the weights alone.
+        The preparation uses fixed latents and balanced labels, so the export is a function of the weights alone.
         """
         generator = copy.deepcopy(self.average)
         classes = self.network.num_classes
-        label_B = self._to_device(np.arange(SETTLING_IMAGES) % classes) if classes else None
+        label_B = self._to_device(np.arange(EXPORT_BATCH_SIZE) % classes) if classes else None
         with self.arithmetic.autocast():
-            batches = (self._latents(n * SETTLING_IMAGES, SETTLING_IMAGES) for n in range(SETTLING_BATCHES))
-            generator.settle(batches, label_B)
-        _, discriminator = self._family.build(self.network)  # a plain one, whatever runs in training
+            batches = (self._latents(n * EXPORT_BATCH_SIZE, EXPORT_BATCH_SIZE) for n in range(EXPORT_BATCHES))
+            generator.prepare_for_export(batches, label_B)
+        _, discriminator = self._family.build(self.network)  # with torch's own convolutions, whichever training uses
         discriminator.to(self.arithmetic.device).load_state_dict(self.discriminator.state_dict())
         return generator.eval(), discriminator.eval()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, flat and by name: what a checkpoint holds."""
+        """All tensors on which the next step depends, by name. A checkpoint holds them."""
         state = {}
         for name, part in self._parts().items():
             state.update({f"{name}.{key}": value for key, value in part.state_dict().items()})
@@ -177,26 +181,26 @@ class Training:
         return state
 
     def digest(self) -> str:
-        """The sha256 of all that state() holds: equal on two ranks if and only if they would go on alike."""
-        found = hashlib.sha256()
+        """The sha256 of state(). Two ranks have equal digests if and only if they have equal states."""
+        digest = hashlib.sha256()
         for name, value in sorted(self.state().items()):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state`. Raises RuntimeError or KeyError if it belongs to other networks."""
+        """Continue from `state`. Raises RuntimeError or KeyError if it belongs to other networks."""
         for name, part in self._parts().items():
-            part.load_state_dict(_below(state, name))
+            part.load_state_dict(_part_of(state, name))
         for name, adam in self._adams().items():
             moments: dict[int, dict[str, Tensor]] = {}
             parameters = adam.param_groups[0]["params"]
-            for key, value in _below(state, name).items():
+            for key, value in _part_of(state, name).items():
                 number, _, moment = key.partition(".")
                 weight = parameters[int(number)]
-                # The fused step walks weights and moments as they lie in memory: both must be laid out alike.
-                alike = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
-                moments.setdefault(int(number), {})[moment] = alike
+                # The fused Adam step reads weights and moments in memory order, so both need the same layout.
+                aligned = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+                moments.setdefault(int(number), {})[moment] = aligned
             adam.load_state_dict({**adam.state_dict(), "state": moments})
 
     def _parts(self) -> dict[str, nn.Module]:
@@ -210,21 +214,21 @@ class Training:
 
     @torch.no_grad()
     def _clip(self) -> None:
-        """Batch norms' scales too, as in the paper's own code."""
+        """Clip all weights, including the scales of batch norms, as in the paper's code."""
         weights: list[Tensor] = list(self.discriminator.parameters())
         torch._foreach_clamp_min_(weights, -self.method.clip)
         torch._foreach_clamp_max_(weights, self.method.clip)
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
-        """Exponential moving average, with a shorter memory at the start so that the initial weights fade at once."""
+        """Update the exponential moving average. Its decay starts low, so the initial weights fade at once."""
         decay = min(self.method.ema, (1 + step) / (10 + step))
         averaged: list[Tensor] = list(self.average.parameters())
         current: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
 
     def _latents(self, first: int, count: int) -> Tensor:
-        """z_BZ of training, on the device."""
+        """z_BZ of the training stream, on the device."""
         return self._to_device(self._family.latents(first, count, self.network.z_dim, latents.TRAINING, self.seed))
 
     def _to_device(self, array: np.ndarray) -> Tensor:
@@ -234,15 +238,16 @@ class Training:
         return tensor
 
 
-def _length(network: nn.Module) -> Tensor:
-    """The Euclidean length of a network's gradient."""
+def _gradient_norm(network: nn.Module) -> Tensor:
+    """The Euclidean norm of a network's gradient."""
     return torch.nn.utils.get_total_norm([weight.grad for weight in network.parameters() if weight.grad is not None])
 
 
-def _below(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+def _part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """The tensors whose names start with `name` and a dot, without that prefix."""
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
-def _mix(*numbers: int) -> int:
+def _combined_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers, such that (0, 1) and (1, 0) differ."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

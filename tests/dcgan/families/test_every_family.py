@@ -1,4 +1,4 @@
-"""What every registered family keeps, tried on each at its smallest: a new family is in these tests by being listed."""
+"""Tests that run over every registered family, each at its smallest size. A new entry in FAMILIES is tested too."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from dcgan.families.family import FamilyConfig
 from dcgan.families.registry import FAMILIES
 from dcgan.model_files import Model
 from dcgan.numerics import Arithmetic
-from dcgan.sampling.sampler import ROWS, Sampler
+from dcgan.sampling.sampler import BATCH_MULTIPLE, Sampler
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.losses import LOSSES
 from dcgan.training.state import check_state
@@ -30,7 +30,7 @@ BATCH, CLASSES = 8, 3
 
 
 def smallest(family: str, classes: int = CLASSES) -> FamilyConfig:
-    """A family's configuration with its fewest pixels, channels and units."""
+    """A family's configuration with few pixels, channels and units."""
     small = {"z_dim": 6, "width": 4, "num_classes": classes}
     return registry.configure(family, {name: small[name] for name in fields(FAMILIES[family].config) if name in small})
 
@@ -68,7 +68,7 @@ def model(request: pytest.FixtureRequest, family: str) -> Model:
 
 
 def test_images_are_in_range_and_each_gets_a_logit(model: Model) -> None:
-    made = Sampler(model, FLOAT, ROWS).sample(range(5), labels(model.config, 5))
+    made = Sampler(model, FLOAT, BATCH_MULTIPLE).sample(range(5), labels(model.config, 5))
     size, channels = model.config.image_size, model.config.channels
     assert made.images_NHWC.shape == (5, size, size, channels)
     assert made.images_NHWC.dtype == np.uint8
@@ -78,10 +78,10 @@ def test_images_are_in_range_and_each_gets_a_logit(model: Model) -> None:
 
 
 def test_an_image_and_its_logit_depend_on_seed_and_label_alone(model: Model) -> None:
-    sampler = Sampler(model, FLOAT, ROWS)
-    together = sampler.sample(range(ROWS + 5), labels(model.config, ROWS + 5))
-    for seed in (0, 3, ROWS + 4):
-        label = labels(model.config, ROWS + 5)
+    sampler = Sampler(model, FLOAT, BATCH_MULTIPLE)
+    together = sampler.sample(range(BATCH_MULTIPLE + 5), labels(model.config, BATCH_MULTIPLE + 5))
+    for seed in (0, 3, BATCH_MULTIPLE + 4):
+        label = labels(model.config, BATCH_MULTIPLE + 5)
         alone = sampler.sample(range(seed, seed + 1), None if label is None else label[seed : seed + 1])
         assert np.array_equal(alone.images_NHWC[0], together.images_NHWC[seed])
         assert alone.logits_N[0] == together.logits_N[seed]
@@ -89,11 +89,11 @@ def test_an_image_and_its_logit_depend_on_seed_and_label_alone(model: Model) -> 
         assert sampler.score(together.images_NHWC[seed : seed + 1], label_1)[0] == together.logits_N[seed]
 
 
-def test_the_inference_form_computes_what_training_computed(model: Model) -> None:
+def test_the_inference_form_agrees_with_the_training_networks(model: Model) -> None:
     z_NZ = FAMILIES[model.config.family].latents(0, 5, model.config.z_dim)
     label_N = labels(model.config, 5)
     label = None if label_N is None else torch.from_numpy(label_N)
-    made = Sampler(model, FLOAT, ROWS).decode(z_NZ, label_N)
+    made = Sampler(model, FLOAT, BATCH_MULTIPLE).decode(z_NZ, label_N)
     with torch.no_grad():
         image_NCHW = model.generator(torch.from_numpy(z_NZ), label)
         levels = (image_NCHW * 127.5 + 127.5).permute(0, 2, 3, 1).numpy()
@@ -103,17 +103,18 @@ def test_the_inference_form_computes_what_training_computed(model: Model) -> Non
     assert np.allclose(logit_N, made.logits_N, rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_comes_back_from_its_files(model: Model) -> None:
+def test_a_model_survives_the_round_trip_through_files(model: Model) -> None:
     files = model_files.pack(model)
     again = model_files.unpack(lambda name, limit: files[name])
     assert again.config == model.config
     assert model_files.pack(again) == files
-    one, two = (Sampler(each, FLOAT, ROWS).sample(range(4), labels(model.config, 4)) for each in (model, again))
+    label_N = labels(model.config, 4)
+    one, two = (Sampler(each, FLOAT, BATCH_MULTIPLE).sample(range(4), label_N) for each in (model, again))
     assert np.array_equal(one.images_NHWC, two.images_NHWC)
     assert np.array_equal(one.logits_N, two.logits_N)
 
 
-def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(family: str) -> None:
+def test_a_run_resumed_from_a_checkpoint_equals_an_uninterrupted_run(family: str) -> None:
     config = smallest(family)
     whole = train(Training(config, MethodConfig(), FLOAT, seed=3), 0, 4)
     first = train(Training(config, MethodConfig(), FLOAT, seed=3), 0, 2)
@@ -132,7 +133,7 @@ def test_another_familys_checkpoint_is_refused(family: str) -> None:
             check_state(state, smallest(other))
 
 
-def test_every_loss_is_learnt_by_or_refused(family: str) -> None:
+def test_every_loss_trains_the_networks_or_is_refused(family: str) -> None:
     refusals = []
     for loss in LOSSES:
         try:
@@ -147,13 +148,13 @@ def test_every_loss_is_learnt_by_or_refused(family: str) -> None:
     assert all(line.startswith(f"loss is {loss}; ") for loss, line in refusals)
 
 
-def test_the_identity_of_a_configuration_names_every_field_of_then(family: str) -> None:
+def test_the_identity_of_a_configuration_has_every_original_field(family: str) -> None:
     assert identity(smallest(family)) == {
         "image_size": 28, "channels": 1, "z_dim": 6, "num_classes": CLASSES, "width": 4,
-    }  # fmt: skip  # of today's families; one with a field more has a test of its own
+    }  # fmt: skip  # a family with further fields needs its own test
 
 
-def test_families_have_names_of_their_own_and_their_configurations_are_frozen() -> None:
+def test_families_have_unique_names_and_frozen_configurations() -> None:
     assert [each.name for each in FAMILIES.values()] == [*FAMILIES]
     assert all(one.config is not other.config for one, other in pairwise(FAMILIES.values()))
     config = smallest(registry.DEFAULT)
@@ -176,7 +177,7 @@ def rank_main(rank: int, folder: str) -> None:
         Path(folder, f"{family} {rank}.json").write_text(
             json.dumps({name: weight.double().sum().item() for name, weight in weights.items()})
         )
-    distributed.barrier()  # a rank whose peer is gone before it leaves was seen to abort
+    distributed.barrier()  # without it, a rank aborted when its peer left first
     distributed.destroy_process_group()
 
 

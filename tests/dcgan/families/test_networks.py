@@ -1,4 +1,4 @@
-"""The networks' shapes, initial weights and limits: the paper's at any size, and Keras' variant layer by layer."""
+"""The networks' shapes, initial weights and limits, compared with the papers and with Keras-GAN."""
 
 import itertools
 from collections.abc import Iterable
@@ -59,9 +59,9 @@ def test_every_parameter_of_both_networks_is_learnt(shape: tuple[str, int, int, 
     label_B = labels(5, settings.num_classes)
     discriminator(generator(torch.randn(5, 10), label_B), label_B).square().sum().backward()
     for network in (generator, discriminator):
-        still = [name for name, parameter in network.named_parameters() if not parameter.grad.abs().sum() > 0]
-        # a bias before a batch norm is taken away by it again
-        assert [name for name in still if not name.endswith("bias")] == []
+        unlearnt = [name for name, parameter in network.named_parameters() if not parameter.grad.abs().sum() > 0]
+        # a batch norm removes the bias of the layer before it
+        assert [name for name in unlearnt if not name.endswith("bias")] == []
 
 
 @pytest.mark.parametrize("image_size", IMAGE_SIZES)
@@ -84,7 +84,7 @@ def test_maps_double_in_extent_and_halve_in_channels(image_size: int) -> None:
     assert [(height, channels) for channels, height, _ in found] == MAPS[image_size][::-1]
 
 
-def test_at_the_papers_size_the_generators_maps_are_the_papers() -> None:
+def test_at_the_papers_size_the_maps_are_those_of_the_paper() -> None:
     settings = configure("dcgan", image_size=64, channels=3, width=128, z_dim=100)
     assert (settings.base, settings.widths) == (4, [1024, 512, 256, 128])
     generator, discriminator = build(settings)
@@ -96,7 +96,7 @@ def test_at_the_papers_size_the_generators_maps_are_the_papers() -> None:
     assert discriminator.head.weight.shape == (1, 4 * 4 * 1024)
 
 
-def test_batch_norm_is_everywhere_but_at_the_output_and_the_input() -> None:
+def test_every_layer_has_batch_norm_except_the_output_and_the_input() -> None:
     generator, discriminator = build(config("dcgan", 64, 3, 0))
     names = [type(layer).__name__ for layer in generator.layers]
     assert names == ["BatchNorm2d", "ReLU", *["ConvTranspose2d", "BatchNorm2d", "ReLU"] * 3, "ConvTranspose2d", "Tanh"]
@@ -106,8 +106,8 @@ def test_batch_norm_is_everywhere_but_at_the_output_and_the_input() -> None:
     assert slopes == {0.2}
 
 
-def test_the_cdcgan_is_the_papers_for_mnist() -> None:
-    """The shapes of Radford et al.'s mnist/train_cond_dcgan.py, but kernels of 4x4 for 5x5, and 512 units for 1,024."""
+def test_the_cdcgan_is_the_papers_network_for_mnist() -> None:
+    """The shapes of Radford et al.'s mnist/train_cond_dcgan.py, with 4x4 instead of 5x5 kernels and half the units."""
     generator, discriminator = build(
         configure("cdcgan", image_size=28, channels=1, width=64, z_dim=100, num_classes=10)
     )
@@ -146,7 +146,7 @@ def test_the_class_is_joined_as_channels_of_zeros_and_ones() -> None:
     assert not join(maps)[:, 4:].any()  # without a label
 
 
-def test_the_keras_network_is_keras_layer_by_layer() -> None:
+def test_the_keras_network_equals_keras_gan_layer_by_layer() -> None:
     generator, discriminator = build(configure("keras", image_size=28, channels=1, z_dim=100))
     assert generator.project.linear.weight.shape == (7 * 7 * 128, 100)
 
@@ -174,8 +174,8 @@ def test_the_keras_network_is_keras_layer_by_layer() -> None:
     assert discriminator.head.weight.shape == (1, 4 * 4 * 256)
 
 
-def test_the_gan_is_goodfellows() -> None:
-    """1x1 convolutions of 1x1 maps: fully connected, and pixels in their order."""
+def test_the_gan_has_the_layers_of_goodfellow_et_al() -> None:
+    """1x1 convolutions of 1x1 maps are fully connected layers. The pixels keep their order."""
     generator, discriminator = build(configure("gan", image_size=28, channels=3, z_dim=100))
     assert [layer.weight.shape[:2] for layer in generator.layers if isinstance(layer, nn.Conv2d)] == [
         (1200, 1200),
@@ -211,7 +211,7 @@ def test_the_class_joins_the_latent_as_one_hot() -> None:
         assert torch.allclose(map_BCHW[row].permute(1, 2, 0).flatten(), expected, atol=1e-6)
 
 
-def test_maps_are_channels_last_from_the_first_on() -> None:
+def test_all_maps_are_channels_last() -> None:
     generator, discriminator = build(config("dcgan", 64, 3, 0))
     projected = generator.project(torch.randn(2, 10), None)
     assert projected.is_contiguous(memory_format=torch.channels_last)
@@ -264,7 +264,7 @@ def test_the_seed_decides_the_initial_weights() -> None:
         ({"num_classes": 10_001}, "num_classes is 10001; it must be less than or equal to 10000"),
     ],
 )
-def test_a_configuration_that_cannot_be_built_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_configuration_is_refused_with_the_field(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         configure("dcgan", **changes)
     allowed = {"width": (1, 512), "z_dim": (1, 4096), "num_classes": (0, 10_000), "channels": (1, 3)}
@@ -273,11 +273,11 @@ def test_a_configuration_that_cannot_be_built_is_refused_by_name(changes: dict[s
             assert getattr(configure("dcgan", **{name: value}), name) == value
 
 
-def test_a_family_that_is_not_there_is_refused_by_name() -> None:
+def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^network is 'vae'; it must be one of dcgan, cdcgan, keras, gan$"):
         configure("vae")
 
 
-def test_a_family_may_allow_less_than_others() -> None:
+def test_a_family_may_restrict_a_field() -> None:
     with pytest.raises(ValueError, match=r"^image_size is 32; it must be 28$"):
         configure("keras", image_size=32)

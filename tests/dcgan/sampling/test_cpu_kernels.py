@@ -1,4 +1,4 @@
-"""The CPU's own convolutions against the plain layers: outputs, gradients, and gradients of gradients."""
+"""The CPU kernels agree with torch's layers in outputs, gradients and second derivatives."""
 
 import itertools
 
@@ -25,7 +25,7 @@ LAYERS = [
 
 
 def pair(kind: type[nn.Conv2d | nn.ConvTranspose2d], shape: tuple[int, int], bias: bool) -> tuple[nn.Module, nn.Module]:
-    """The plain layer and the swapped one, with equal weights."""
+    """torch's layer and the CPU layer with equal weights."""
     torch.manual_seed(0)
     channels = shape if kind is nn.Conv2d else shape[::-1]
     plain = kind(*channels, 4, 2, 1, bias=bias).to(memory_format=torch.channels_last)
@@ -43,7 +43,7 @@ def maps(layer: nn.Module, extent: int, dtype: torch.dtype = torch.float32) -> T
 
 
 def derivatives(layer: nn.Module, given: Tensor, bf16: bool = False) -> list[Tensor]:
-    """The output, and the gradients by input and parameters of a sum that weighs every output differently."""
+    """The output, and the gradients by input and parameters of a sum with a random weight per output."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         made = layer(given)
     weights = torch.randn(made.shape, generator=torch.Generator().manual_seed(2))
@@ -51,7 +51,7 @@ def derivatives(layer: nn.Module, given: Tensor, bf16: bool = False) -> list[Ten
 
 
 @pytest.mark.parametrize(("kind", "shape", "extent", "bias"), LAYERS, ids=str)
-def test_outputs_and_gradients_are_the_plain_layers(
+def test_outputs_and_gradients_agree_with_torchs_layer(
     kind: type[nn.Conv2d], shape: tuple[int, int], extent: int, bias: bool
 ) -> None:
     plain, swapped = pair(kind, shape, bias)
@@ -63,21 +63,21 @@ def test_outputs_and_gradients_are_the_plain_layers(
 
 
 @pytest.mark.parametrize(("kind", "shape", "extent", "bias"), LAYERS, ids=str)
-def test_in_bfloat16_they_are_as_near_to_float32s_as_the_plain_layers(
+def test_the_error_in_bfloat16_is_at_most_twice_that_of_torchs_layer(
     kind: type[nn.Conv2d], shape: tuple[int, int], extent: int, bias: bool
 ) -> None:
     plain, swapped = pair(kind, shape, bias)
     exact = derivatives(plain, maps(plain, extent))
     theirs, ours = (derivatives(layer, maps(plain, extent), bf16=True) for layer in (plain, swapped))
     assert [value.dtype for value in ours] == [value.dtype for value in theirs]
-    for right, library, own in zip(exact, theirs, ours, strict=True):
-        scale = right.abs().max()
-        assert (own - right).abs().max() / scale < max(0.02, 2 * (library - right).abs().max() / scale)
+    for expected, library, own in zip(exact, theirs, ours, strict=True):
+        scale = expected.abs().max()
+        assert (own - expected).abs().max() / scale < max(0.02, 2 * (library - expected).abs().max() / scale)
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5), (6, 8)], ids=str)
-def test_the_gradient_of_a_gradient_penalty_is_the_plain_layers(kind: type[nn.Conv2d], shape: tuple[int, int]) -> None:
+def test_second_derivatives_agree_with_torchs_layer(kind: type[nn.Conv2d], shape: tuple[int, int]) -> None:
     found = []
     for layer in pair(kind, shape, bias=False):
         given = maps(layer, 8, torch.float64)
@@ -90,32 +90,32 @@ def test_the_gradient_of_a_gradient_penalty_is_the_plain_layers(kind: type[nn.Co
 
 
 @pytest.mark.parametrize("channels", [2, 5])
-def test_the_three_sums_are_each_others_derivatives(channels: int) -> None:
+def test_the_three_operations_are_each_others_derivatives(channels: int) -> None:
     torch.manual_seed(0)
     x, y, w = (torch.randn(shape).double() for shape in ((2, channels, 6, 4), (2, 3, 3, 2), (3, channels, 4, 4)))
-    ways = ((cpu_kernels._down, x, w), (cpu_kernels._up, y, w), (cpu_kernels._weights, x, y))
-    for function, one, other in ways:
+    operations = ((cpu_kernels._down, x, w), (cpu_kernels._up, y, w), (cpu_kernels._weights, x, y))
+    for function, one, other in operations:
         inputs = (one.clone().requires_grad_(), other.clone().requires_grad_())
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_both_other_ways_are_the_librarys_sums_in_another_order(channels: int) -> None:
+def test_sub_pixels_and_the_matrix_product_agree_with_the_library(channels: int) -> None:
     torch.manual_seed(0)
     x, y, w = (torch.randn(shape).double() for shape in ((2, channels, 6, 4), (2, 3, 3, 2), (3, channels, 4, 4)))
     torch.testing.assert_close(cpu_kernels._by_subpixels(y, w), nn.functional.conv_transpose2d(y, w, None, 2, 1))
     torch.testing.assert_close(cpu_kernels._by_product(x, y), cpu_kernels._weights(x, y))
 
 
-def test_without_gradients_the_plain_layer_runs() -> None:
+def test_without_gradients_torchs_layer_runs() -> None:
     for kind in (nn.Conv2d, nn.ConvTranspose2d):
         plain, swapped = pair(kind, (3, 5), bias=True)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(swapped(maps(plain, 16)), plain(maps(plain, 16)))
 
 
-def test_a_network_of_them_has_the_same_parameters_names_and_layout() -> None:
+def test_a_network_of_cpu_layers_has_the_same_parameters_names_and_layout() -> None:
     keras = configure("keras", image_size=28, channels=1)
     for config, swapped in ((configure("dcgan", image_size=64, channels=3, width=4), 8), (keras, 0)):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Latents: a pure function of the seed, the same on every machine, and standard normal."""
+"""Latents are a pure function of the seed, equal on every machine, and standard normal."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from dcgan.sampling.latents import GENERATION, MAX_SEED, TRAINING
 Z_DIMS = (1, 2, 3, 4, 5, 7, 64, 100, 101)
 STARTS = (0, 1, 1000, 2**31 - 2, 2**32 - 2, 2**53 - 1, 2**62, MAX_SEED - 5)
 
-# Taken from the first version. They may never change: a published image is known by its seed.
+# From the first version. They must never change, because published images are identified by their seeds.
 VECTORS = [
     ((0, 2, 3, GENERATION, 0), [[0.111081697, -0.242180392, 0.526411951], [-0.565636218, 1.404946923, 0.503927350]]),
     ((12345, 1, 4, GENERATION, 0), [[-0.051468197, 0.113278203, -0.075004101, 0.152554393]]),
@@ -24,11 +24,11 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(("arguments", "expected"), VECTORS)
-def test_the_published_vectors_stay(arguments: tuple[int, int, int, int, int], expected: list[list[float]]) -> None:
+def test_published_latents_never_change(arguments: tuple[int, int, int, int, int], expected: list[list[float]]) -> None:
     assert np.allclose(latents.normal(*arguments), expected, rtol=0, atol=1e-6)
 
 
-def test_the_first_and_last_values_of_a_paper_sized_latent_stay() -> None:
+def test_the_first_and_last_values_of_latents_of_size_100_never_change() -> None:
     z_NZ = latents.normal(0, 2, 100)
     assert np.allclose(z_NZ[0, :3], [-0.38008758, -0.2819785, -1.548063], rtol=0, atol=1e-6)
     assert np.allclose(z_NZ[1, -2:], [-1.280674, -1.1583323], rtol=0, atol=1e-6)
@@ -37,7 +37,7 @@ def test_the_first_and_last_values_of_a_paper_sized_latent_stay() -> None:
 @pytest.mark.parametrize("z_dim", [1, 5, 8, 100])
 @pytest.mark.parametrize("seed", [0, 3, MAX_SEED])
 def test_a_latent_is_box_muller_of_its_own_philox_blocks(seed: int, z_dim: int) -> None:
-    """Written again word by word, from the counter that the seed owns."""
+    """An independent implementation, word by word, from the counter of the seed."""
     pairs = math.ceil(z_dim / 2)
     blocks = math.ceil(2 * pairs / 4)
     bits = np.random.Philox(key=np.array([int.from_bytes(b"ganmill", "big"), 0], np.uint64))
@@ -51,7 +51,7 @@ def test_a_latent_is_box_muller_of_its_own_philox_blocks(seed: int, z_dim: int) 
 
 @pytest.mark.parametrize("z_dim", Z_DIMS)
 @pytest.mark.parametrize("start", STARTS)
-def test_a_range_is_its_single_seeds_however_it_is_split(start: int, z_dim: int) -> None:
+def test_a_range_equals_its_single_seeds_and_any_split(start: int, z_dim: int) -> None:
     whole = latents.normal(start, 6, z_dim)
     assert (whole.shape, whole.dtype, whole.flags["C_CONTIGUOUS"]) == ((6, z_dim), np.float32, True)
     singles = np.concatenate([latents.normal(start + n, 1, z_dim) for n in range(6)])
@@ -61,13 +61,13 @@ def test_a_range_is_its_single_seeds_however_it_is_split(start: int, z_dim: int)
         assert np.array_equal(np.concatenate(split), whole)
 
 
-def test_a_part_of_a_large_range_is_that_range() -> None:
+def test_a_part_of_a_large_range_equals_the_part_drawn_alone() -> None:
     whole = latents.normal(10**9, 5000, 100)
     assert np.array_equal(latents.normal(10**9 + 4321, 77, 100), whole[4321:4398])
 
 
 @pytest.mark.parametrize("z_dim", [4, 100, 101])
-def test_seeds_streams_and_runs_have_latents_of_their_own(z_dim: int) -> None:
+def test_latents_differ_by_seed_stream_and_run(z_dim: int) -> None:
     points = itertools.product((0, 1, 2**32, MAX_SEED), (GENERATION, TRAINING), (0, 1, 2**32, MAX_SEED))
     drawn = [latents.normal(seed, 1, z_dim, stream, run).tobytes() for seed, stream, run in points]
     assert len({*drawn}) == len(drawn) == 32

@@ -1,4 +1,4 @@
-"""Sampling: an image and its score depend on the seed and the label alone, and are those of the trained networks."""
+"""An image and its logit depend on the seed and the label alone, and agree with the trained networks."""
 
 import contextlib
 
@@ -24,12 +24,12 @@ CONFIGS = {
     "keras": configure("keras", image_size=28, channels=1, width=1, z_dim=100, num_classes=2),
     "gan": configure("gan", image_size=28, channels=1, z_dim=100, num_classes=2),
 }
-# odd ones above all: kernels treat what is left over after their last full block of rows in another way
+# mostly odd sizes, because kernels compute the remainder after the last full block of rows differently
 BATCHES = (1, 5, 32, 33, 50)
 
 
 def make(config: FamilyConfig) -> Model:
-    """A model whose batch norms do something and whose images vary, as trained ones do."""
+    """A model with batch norms that are not the identity, and with varied images, like a trained model."""
     torch.manual_seed(0)
     networks = build(config)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def labels(model: Model, seeds: range) -> np.ndarray | None:
 
 
 def unfolded(model: Model, seeds: range) -> tuple[np.ndarray, np.ndarray]:
-    """Images and logits by the networks as they are."""
+    """Images and logits from the training networks, without folding."""
     label_N = labels(model, seeds)
     label_B = None if label_N is None else torch.from_numpy(label_N)
     z_BZ = torch.from_numpy(latents.normal(seeds.start, len(seeds), model.config.z_dim))
@@ -69,15 +69,15 @@ def unfolded(model: Model, seeds: range) -> tuple[np.ndarray, np.ndarray]:
     return levels.to(torch.uint8).permute(0, 2, 3, 1).numpy(), logit_B.numpy()
 
 
-def test_the_folded_networks_are_the_trained_ones_within_a_grey_level_and_a_thousandth(model: Model) -> None:
+def test_the_folded_networks_agree_within_a_grey_level_and_a_thousandth_of_a_logit(model: Model) -> None:
     seeds = range(40)
     made = Sampler(model, FLOAT, 32).sample(seeds, labels(model, seeds))
     images_NHWC, logits_N = unfolded(model, seeds)
     assert images_NHWC.std() > 5
     difference = np.abs(images_NHWC.astype(int) - made.images_NHWC)
-    assert difference.max() <= 1  # a rounding that fell the other way
+    assert difference.max() <= 1  # by rounding
     assert (difference > 0).mean() < 1e-3
-    # a grey level more or less is a logit more or less: only images that agree in every pixel are compared
+    # A difference of one grey level changes the logit, so logits are compared only where all pixels agree.
     same = difference.max(axis=(1, 2, 3)) == 0
     assert same.sum() > 10
     assert np.allclose(logits_N[same], made.logits_N[same], rtol=1e-3, atol=1e-4)
@@ -94,7 +94,7 @@ def test_images_are_bytes_of_the_models_shape_and_logits_are_float32(model: Mode
 
 @pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_an_image_and_its_logit_are_the_same_alone_in_a_batch_at_any_place_and_in_any_range(
+def test_an_image_and_its_logit_do_not_depend_on_the_range_or_the_batch(
     model: Model, batch: int, arithmetic: Arithmetic
 ) -> None:
     sampler, seeds = Sampler(model, arithmetic, batch), range(1000, 1060)
@@ -108,7 +108,7 @@ def test_an_image_and_its_logit_are_the_same_alone_in_a_batch_at_any_place_and_i
 
 @pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_every_place_in_a_batch_computes_alike(model: Model, batch: int, arithmetic: Arithmetic) -> None:
+def test_the_position_in_the_batch_does_not_matter(model: Model, batch: int, arithmetic: Arithmetic) -> None:
     z_NZ = latents.normal(7, 1, model.config.z_dim).repeat(batch, axis=0)
     label_N = np.ones(batch, np.int64) if model.config.num_classes else None
     made = Sampler(model, arithmetic, batch).decode(z_NZ, label_N)
@@ -116,7 +116,7 @@ def test_every_place_in_a_batch_computes_alike(model: Model, batch: int, arithme
     assert len({logit.tobytes() for logit in made.logits_N}) == 1
 
 
-def test_neighbours_cannot_be_seen_in_an_image(model: Model) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(model: Model) -> None:
     sampler, rng = Sampler(model, FLOAT, 16), np.random.default_rng(0)
     z_NZ = latents.normal(0, 16, model.config.z_dim)
     label_N = labels(model, range(16))
@@ -142,7 +142,7 @@ def test_the_score_of_a_stored_image_is_its_logit_bit_for_bit(model: Model, batc
     assert np.array_equal(reverse[::-1], made.logits_N)
 
 
-def test_the_number_of_threads_cannot_be_seen_in_the_bits(model: Model) -> None:
+def test_the_bits_do_not_depend_on_the_number_of_threads(model: Model) -> None:
     seeds, made = range(33), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -153,7 +153,7 @@ def test_the_number_of_threads_cannot_be_seen_in_the_bits(model: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dcgan 28", "cdcgan", "keras", "gan"])
-def test_the_label_is_the_images_own_and_decides_it(kind: str) -> None:
+def test_each_label_decides_its_own_image(kind: str) -> None:
     model = make(CONFIGS[kind])
     sampler = Sampler(model, FLOAT, 8)
     z_NZ = latents.normal(3, 1, model.config.z_dim).repeat(2, axis=0)
@@ -164,7 +164,7 @@ def test_the_label_is_the_images_own_and_decides_it(kind: str) -> None:
     assert np.array_equal(made.logits_N, swapped.logits_N[::-1])
 
 
-def test_sampling_is_decoding_the_seeds_latents(model: Model) -> None:
+def test_sampling_equals_decoding_the_latents_of_the_seeds(model: Model) -> None:
     sampler, seeds = Sampler(model, FLOAT, 8), range(2**40, 2**40 + 11)
     by_seed = sampler.sample(seeds, labels(model, seeds))
     by_latent = sampler.decode(latents.normal(2**40, 11, model.config.z_dim), labels(model, seeds))
@@ -174,7 +174,7 @@ def test_sampling_is_decoding_the_seeds_latents(model: Model) -> None:
 
 @pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_sampler_leaves_its_model_as_it_was(kind: str, arithmetic: Arithmetic) -> None:
+def test_a_sampler_does_not_change_its_model(kind: str, arithmetic: Arithmetic) -> None:
     model, seeds = make(CONFIGS[kind]), range(5)
     before = model_files.pack(model)
     sampler = Sampler(model, arithmetic, 8)
@@ -182,7 +182,7 @@ def test_a_sampler_leaves_its_model_as_it_was(kind: str, arithmetic: Arithmetic)
     assert model_files.pack(model) == before
     assert (model.generator.training, model.discriminator.training) == (False, False)
     assert {value.dtype for value in model.generator.parameters()} == {torch.float32}
-    with torch.no_grad():  # nor does the model, trained on, move the sampler
+    with torch.no_grad():  # changes of the model do not affect the sampler
         for value in model.generator.parameters():
             value.zero_()
     assert np.array_equal(sampler.sample(seeds, labels(model, seeds)).images_NHWC, first.images_NHWC)
@@ -194,10 +194,10 @@ def kernel_flags() -> tuple[bool, ...]:
 
 
 @pytest.mark.parametrize("raised", [False, True])
-def test_the_process_keeps_its_gpu_flags(raised: bool) -> None:
-    """Rank 0 samples in the middle of its training. Inside, a GPU is to add in one order and in whole float32."""
+def test_exact_kernels_restores_the_gpu_flags(raised: bool) -> None:
+    """Rank 0 samples during training. Only inside the context a GPU adds deterministically and in full float32."""
     before = kernel_flags()
-    assert before[:2] == (False, True), "else the test shows nothing"
+    assert before[:2] == (False, True), "otherwise this test checks nothing"
     with contextlib.suppress(SampleError), sampler.exact_kernels("cuda"):
         assert kernel_flags() == (True, False, False, *before[3:])
         if raised:
@@ -206,8 +206,8 @@ def test_the_process_keeps_its_gpu_flags(raised: bool) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_sampler_leaves_the_gpu_flags_of_the_process(device: str) -> None:
-    """Without a GPU one for `cuda` cannot be made, and even then nothing is left behind."""
+def test_a_sampler_does_not_change_the_gpu_flags(device: str) -> None:
+    """Without a GPU, a sampler for `cuda` fails, and the flags still stay as they were."""
     before, model = kernel_flags(), make(CONFIGS["gan"])
     with (
         contextlib.nullcontext()
@@ -224,11 +224,11 @@ def test_a_sampler_leaves_the_gpu_flags_of_the_process(device: str) -> None:
 @pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_value_that_is_not_finite_in_any_layer_is_an_error_that_names_the_seeds(
+def test_a_weight_that_is_not_finite_is_an_error_with_the_seeds(
     kind: str, value: float, arithmetic: Arithmetic
 ) -> None:
-    """An infinity may saturate tanh to a level that is finite: then the image is, and the score of it."""
-    for network, told in (("generator", "an image"), ("discriminator", "a logit")):
+    """An infinity may saturate tanh. Then the image and its logit are finite, and there is no error."""
+    for network, what in (("generator", "an image"), ("discriminator", "a logit")):
         model = make(CONFIGS[kind])
         weights = [v for name, v in getattr(model, network).named_parameters() if name.endswith("weight")]
         for weight in (weights[0], weights[-1]):
@@ -240,6 +240,6 @@ def test_a_value_that_is_not_finite_in_any_layer_is_an_error_that_names_the_seed
                 assert np.isfinite(made.logits_N).all()
             if caught is not None:
                 assert str(caught.value) == (
-                    f"seeds 64 to 95: {told} is not finite; train the model again, or take an earlier one"
+                    f"seeds 64 to 95: {what} is not finite; train the model again, or take an earlier one"
                 )
             weight.detach().copy_(kept)

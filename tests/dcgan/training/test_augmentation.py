@@ -1,4 +1,4 @@
-"""Augmentation: what each policy may do to an image, that gradients pass, and that the seed decides."""
+"""Augmentation: the effect of each policy, its gradients, and its seed."""
 
 from itertools import permutations
 
@@ -19,7 +19,7 @@ def images(channels: int, size: int, count: int = 64) -> Tensor:
 
 @pytest.mark.parametrize(("channels", "size"), SIZES)
 @pytest.mark.parametrize("policy", ["", *POLICIES, "color,cutout", ALL])
-def test_the_seed_decides_and_the_shape_stays(policy: str, channels: int, size: int) -> None:
+def test_the_seed_decides_the_result_and_the_shape_stays(policy: str, channels: int, size: int) -> None:
     before = images(channels, size)
     seen = []
     for seed in (1, 1, 2):
@@ -30,7 +30,7 @@ def test_the_seed_decides_and_the_shape_stays(policy: str, channels: int, size: 
     assert torch.equal(seen[0], seen[2]) == (policy == "")
 
 
-def test_none_is_the_images_themselves_and_draws_nothing() -> None:
+def test_no_policy_returns_the_same_images_and_draws_nothing() -> None:
     before = images(3, 28)
     torch.manual_seed(5)
     assert augment(before, "") is before
@@ -40,7 +40,7 @@ def test_none_is_the_images_themselves_and_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize(("channels", "size"), SIZES)
-def test_translation_moves_every_pixel_alike_and_brings_in_grey(channels: int, size: int) -> None:
+def test_translation_shifts_all_pixels_alike_and_fills_with_grey(channels: int, size: int) -> None:
     before, most = images(channels, size), round(size / 8)
     after = augment(before, "translation")
     shifts = set()
@@ -60,7 +60,7 @@ def test_translation_moves_every_pixel_alike_and_brings_in_grey(channels: int, s
 
 
 @pytest.mark.parametrize(("channels", "size"), SIZES)
-def test_cutout_takes_a_square_of_half_the_extent_and_no_other_pixel(channels: int, size: int) -> None:
+def test_cutout_clears_a_square_of_half_the_extent_and_no_other_pixel(channels: int, size: int) -> None:
     before = images(channels, size)
     after = augment(before, "cutout")
     gone_BCHW = after == 0
@@ -68,15 +68,15 @@ def test_cutout_takes_a_square_of_half_the_extent_and_no_other_pixel(channels: i
     assert torch.equal(gone_BCHW.all(1), gone_BCHW.any(1))  # all channels alike
     for gone_HW in gone_BCHW[:, 0]:
         rows, columns = gone_HW.any(1).nonzero().flatten(), gone_HW.any(0).nonzero().flatten()
-        assert gone_HW.sum() == len(rows) * len(columns)  # a rectangle without holes
+        assert gone_HW.sum() == len(rows) * len(columns)  # a full rectangle
         for line in (rows, columns):
             assert torch.equal(line, torch.arange(int(line[0]), int(line[-1]) + 1))
             assert size // 4 <= len(line) <= size // 2
-            assert len(line) == size // 2 or 0 in line or size - 1 in line  # cut by the edge alone
+            assert len(line) == size // 2 or 0 in line or size - 1 in line  # smaller only at the edge
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_color_is_a_map_of_each_pixel_with_three_numbers_an_image(channels: int) -> None:
+def test_color_maps_each_pixel_with_three_numbers_per_image(channels: int) -> None:
     before = images(channels, 28)
     after = augment(before, "color")
     for x, y in zip(before, after, strict=True):
@@ -88,7 +88,7 @@ def test_color_is_a_map_of_each_pixel_with_three_numbers_an_image(channels: int)
         assert torch.allclose(
             grey_after, contrast * (grey_before - grey_before.mean()) + grey_before.mean() + brightness, atol=1e-4
         )
-        if channels == 3:  # what is left of a pixel's colour, the same for all pixels
+        if channels == 3:  # the saturation is the same for all pixels
             colour_before, colour_after = x - x.mean(0), y - y.mean(0)
             saturation = (colour_after * colour_before).sum() / (colour_before**2).sum() / contrast
             assert -1e-4 <= saturation <= 2.0 + 1e-4
@@ -97,12 +97,12 @@ def test_color_is_a_map_of_each_pixel_with_three_numbers_an_image(channels: int)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gradients_pass_to_every_pixel_that_is_still_seen(channels: int, dtype: torch.dtype) -> None:
+def test_gradients_reach_every_visible_pixel(channels: int, dtype: torch.dtype) -> None:
     before = images(channels, 28).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         after = augment(before, "translation,cutout")
     after.sum().backward()
-    assert torch.equal(before.grad.sum((1, 2, 3)), (after != 0).sum((1, 2, 3)).to(dtype))  # a one for each that is left
+    assert torch.equal(before.grad.sum((1, 2, 3)), (after != 0).sum((1, 2, 3)).to(dtype))  # 1 for each visible pixel
     before.grad = None
     augment(before, ALL).float().square().sum().backward()
     assert torch.isfinite(before.grad).all()
@@ -110,8 +110,8 @@ def test_gradients_pass_to_every_pixel_that_is_still_seen(channels: int, dtype: 
 
 
 @pytest.mark.parametrize("policy", [",".join(names) for n in range(4) for names in permutations(POLICIES, n)])
-def test_policies_in_any_combination_are_taken_one_after_another(policy: str) -> None:
-    check(policy)  # raises for a policy that is not known
+def test_policies_in_any_combination_are_applied_in_order(policy: str) -> None:
+    check(policy)  # raises for an unknown policy
     before = expected = images(3, 28)
     torch.manual_seed(1)
     for name in policy.split(",") if policy else []:
@@ -121,7 +121,7 @@ def test_policies_in_any_combination_are_taken_one_after_another(policy: str) ->
 
 
 @pytest.mark.parametrize("policy", ["colour", "color,,cutout", "color, cutout", "color,color", ","])
-def test_other_policies_are_refused(policy: str) -> None:
+def test_unknown_and_repeated_policies_are_refused(policy: str) -> None:
     with pytest.raises(ValueError, match="augment is") as caught:
         check(policy)
     assert str(caught.value) == (

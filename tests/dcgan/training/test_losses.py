@@ -1,4 +1,4 @@
-"""The losses, against values worked out by hand and against their definitions."""
+"""The losses agree with values computed by hand and with their definitions."""
 
 import math
 
@@ -22,7 +22,7 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def test_the_log_loss_of_undecided_logits_is_two_coins() -> None:
+def test_the_log_loss_of_logits_of_0() -> None:
     zeros = logits(0.0, 0.0)
     assert LOG.discriminator(zeros, zeros, 0.0).item() == pytest.approx(2 * math.log(2))
     assert LOG.generator(zeros).item() == pytest.approx(math.log(2))
@@ -35,7 +35,7 @@ def test_the_log_loss_by_hand() -> None:
     assert LOG.generator(fake).item() == pytest.approx((softplus(3) + softplus(-0.5)) / 2)
 
 
-def test_smoothing_is_on_the_real_side_alone() -> None:
+def test_smoothing_changes_the_target_of_real_images_only() -> None:
     real, fake = logits(2.0, -1.0), logits(-3.0, 0.5)
     on_real = (0.9 * softplus(-2) + 0.1 * softplus(2) + 0.9 * softplus(1) + 0.1 * softplus(-1)) / 2
     on_fake = (softplus(-3) + softplus(0.5)) / 2
@@ -51,7 +51,7 @@ def test_the_hinge_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_push_real_logits_up_and_fake_ones_down_and_the_generator_up(name: str, smoothing: float) -> None:
+def test_the_discriminator_separates_the_logits_and_the_generator_raises_fake_ones(name: str, smoothing: float) -> None:
     real, fake = logits(-0.5, 0.3).requires_grad_(), logits(0.5, -0.3).requires_grad_()
     LOSSES[name].discriminator(real, fake, smoothing).backward()
     assert (real.grad < 0).all()
@@ -62,7 +62,7 @@ def test_gradients_push_real_logits_up_and_fake_ones_down_and_the_generator_up(n
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_discriminator_that_is_right_loses_less_and_its_generator_more(name: str) -> None:
+def test_better_logits_lower_the_discriminators_loss_and_raise_the_generators(name: str) -> None:
     losses = [LOSSES[name].discriminator(logits(x), logits(-x), 0.0).item() for x in (-2.0, -0.5, 0.0, 0.5)]
     assert losses == sorted(losses, reverse=True)
     losses = [LOSSES[name].generator(logits(-x)).item() for x in (-2.0, -0.5, 0.0, 0.5, 2.0)]
@@ -93,7 +93,7 @@ def test_the_wasserstein_losses_are_differences_of_means(name: str) -> None:
 
 
 class Linear(nn.Module):
-    """A discriminator whose logit is the image's product with its weight, squared by `power` = 2."""
+    """A discriminator whose logit is a power of the product of image and weight."""
 
     def __init__(self, weight_CHW: Tensor, power: int = 1) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def pictures(seed: int, count: int = 5, channels: int = 2, size: int = 4) -> Ten
 
 
 @pytest.mark.parametrize("length", [0.25, 1.0, 3.0])
-def test_the_penalty_of_a_linear_discriminator_is_its_weights_length_from_1(length: float) -> None:
+def test_the_penalty_of_a_linear_discriminator_depends_on_the_norm_of_its_weight(length: float) -> None:
     weight = pictures(0, 1)[0]
     discriminator = Linear(weight * length / weight.norm())
     penalty = gradient_penalty(discriminator, pictures(1), pictures(2), None)
@@ -118,8 +118,8 @@ def test_the_penalty_of_a_linear_discriminator_is_its_weights_length_from_1(leng
     assert torch.allclose(discriminator.weight_CHW.grad, expected, atol=1e-5)
 
 
-def test_the_penalty_is_taken_between_real_and_fake_images_at_places_that_the_seed_decides() -> None:
-    """The slope of (w.x)^2 at x is 2 |w.x| |w|: it tells where on the line x was."""
+def test_the_penalty_is_computed_between_real_and_fake_images_at_points_that_the_seed_decides() -> None:
+    """The gradient of (w.x)^2 at x has the norm 2 |w.x| |w|, which depends on the position of x on the line."""
     discriminator = Linear(pictures(0, 1)[0], power=2)
     real, fake = pictures(1), pictures(2)
     found = []
@@ -145,14 +145,14 @@ def test_the_penalty_is_taken_between_real_and_fake_images_at_places_that_the_se
     ids=["dcgan with classes", "dcgan", "keras"],
 )
 def test_the_penalty_can_be_differentiated_by_the_weights_of_each_network(config: FamilyConfig) -> None:
-    """Against differences of the penalty along its own gradient."""
+    """The derivative agrees with finite differences of the penalty along its gradient."""
     torch.manual_seed(0)
     _, discriminator = build(config)
     shape = (8, config.channels, config.image_size)
     real, fake = pictures(1, *shape), pictures(2, *shape)
     label_B = torch.arange(8) % config.num_classes if config.num_classes else None
     for number, layer in enumerate(discriminator.layers):
-        if isinstance(layer, nn.LeakyReLU):  # whose slope jumps, and with it the penalty
+        if isinstance(layer, nn.LeakyReLU):  # its derivative has a jump, and so has the penalty
             discriminator.layers[number] = nn.Softplus()
 
     def penalty() -> Tensor:
