@@ -252,9 +252,9 @@ def test_rows_that_an_earlier_version_sealed_with_nan_do_not_pass(copy: Path, lo
         values = table[name].to_numpy().copy()
         values[3] = value
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), pa.array(values))
-    with pq.ParquetWriter(part, table.schema.remove_metadata(), store_schema=False) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({b"ganmill": footer})
+    with pq.ParquetWriter(part, table.schema.remove_metadata(), store_schema=False) as parquet:
+        parquet.write_table(table)
+        parquet.add_key_value_metadata({b"ganmill": footer})
     data = part.read_bytes()
     records[SHARD] = replace(records[SHARD], part_bytes=len(data), part_sha256=hashlib.sha256(data).hexdigest())
     writer.seal(place, index.identity, records, {}, [name for name in index.files if name != layout.CLAIM])
