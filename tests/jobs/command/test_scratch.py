@@ -11,7 +11,7 @@ import pytest
 from jobs.command.scratch import Scratch
 from tests.conftest import ROOT
 
-OWNER = "from jobs.scratch import Scratch; place = Scratch('test'); print(place.name, flush=True); input()"
+OWNER = "from jobs.command.scratch import Scratch; place = Scratch('test'); print(place.name, flush=True); input()"
 
 
 @pytest.fixture
