@@ -30,7 +30,7 @@ from tests.conftest import ROOT, Job, refused
         ),
         (
             "train --data {digits} --run {tmp}/run --workers 2 --batch-size 2",
-            "train: error: --batch-size 2: network cdcgan normalises over each worker's images and needs two of them; "
+            "train: error: --batch-size 2: network cdcgan normalises over each worker's images and needs 2 of them; "
             "with 2 workers use 4 or more, or fewer --workers",
         ),
         (
