@@ -96,7 +96,7 @@ class Recorder:
 
     def _keep_best(self, model: Model, seen: int, distance: float) -> None:
         """Publish the model if it is the best so far."""
-        if not run_store.replaces_best(distance, seen, run_store.read_best(self.run)):
+        if not run_store.replaces_best(distance, seen, self.protocol, run_store.read_best(self.run)):
             return
         name = f"models/{seen:012d}"
         model_store.save(model, self.run / name)

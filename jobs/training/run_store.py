@@ -68,7 +68,7 @@ def claim_run(run: Folder, identity: dict[str, Any], settings: dict[str, Any]) -
     if differences:
         raise ValueError(
             f"{run}: {differences[0]}; use the same settings to go on, or another --run "
-            f"(only --images, --workers, --tick, --keep and where things run may change)"
+            f"(docs/settings.md lists the settings that may change)"
         )
     read_claim(run)
 
@@ -129,13 +129,16 @@ def read_best(run: Folder) -> dict[str, Any] | None:
         return None
 
 
-def replaces_best(distance: float, seen: int, best: dict[str, Any] | None) -> bool:
+def replaces_best(distance: float, seen: int, protocol: str, best: dict[str, Any] | None) -> bool:
     """Whether a model after `seen` images becomes the best: its distance is smaller, or the best one is not valid.
 
-    The best one is not valid if it comes later in the run, which then resumed from an earlier checkpoint, or if its
-    distance is NaN (earlier versions kept such a model).
+    The best one is not valid if it comes later in the run, which then resumed from an earlier checkpoint; if its
+    distance is NaN (earlier versions kept such a model); or if it was measured by another protocol, as after a resume
+    with another --metric-images: such distances cannot be compared.
     """
-    return best is None or best["images"] >= seen or not best["value"] <= distance
+    if best is None or best["images"] >= seen or best["protocol"] != protocol:
+        return True
+    return not best["value"] <= distance
 
 
 def delete(run: Folder, name: str, files: tuple[str, ...]) -> None:

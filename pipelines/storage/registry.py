@@ -16,11 +16,11 @@ def open_store(url: str) -> Store:
     bucket = path.partition("/")[0]
     if scheme == "file":
         return LocalStore()
-    try:
-        if scheme == "s3":
-            from pipelines.storage.s3 import S3Store
+    if scheme == "s3":
+        from pipelines.storage.s3 import S3Store
 
-            return S3Store(bucket)
+        return S3Store(bucket)
+    try:
         if scheme == "gs":
             from pipelines.storage.google import GoogleStore
 

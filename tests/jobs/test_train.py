@@ -165,7 +165,7 @@ def test_changed_setting_is_refused(
         go_on(**change)
     assert str(error.value) == (
         f"{run}: claimed with {field} = {before}, this run has {now}; use the same settings to go on, or another --run "
-        "(only --images, --workers, --tick, --keep and where things run may change)"
+        "(docs/settings.md lists the settings that may change)"
     )
 
 

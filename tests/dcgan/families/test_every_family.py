@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from dcgan import model_files
 from dcgan.configuration import fields, identity
@@ -24,6 +23,7 @@ from dcgan.training.configuration import MethodConfig
 from dcgan.training.losses import LOSSES
 from dcgan.training.state import check_state
 from dcgan.training.step import Training
+from tests import two_ranks
 
 FLOAT = Arithmetic("cpu", torch.float32)
 BATCH, CLASSES = 8, 3
@@ -164,8 +164,6 @@ def test_families_have_unique_names_and_frozen_configurations() -> None:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     for family in FAMILIES:
         config = smallest(family)
         training = Training(config, MethodConfig(), FLOAT, seed=3, world=2)
@@ -177,14 +175,12 @@ def rank_main(rank: int, folder: str) -> None:
         Path(folder, f"{family} {rank}.json").write_text(
             json.dumps({name: weight.double().sum().item() for name, weight in weights.items()})
         )
-    distributed.barrier()  # without it, a rank aborted when its peer left first
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.start_processes(rank_main, (str(folder),), nprocs=2, start_method="spawn")
+    two_ranks.run(rank_main, folder)
     return folder
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from dcgan import model_files
 from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
+from tests import two_ranks
 from tests.families import configure
 
 NETWORK = configure("dcgan", image_size=28, channels=1, width=4, z_dim=6, num_classes=2)
@@ -27,8 +27,6 @@ METHODS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
 
 def rank_main(rank: int, folder: str) -> None:
     """One rank: take a few steps with each method on its own images, and save weights and gradient norms."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     for name, (method, dtype) in METHODS.items():
         training = Training(NETWORK, MethodConfig(**method), Arithmetic("cpu", dtype), seed=3, world=2)
         rng = np.random.default_rng(rank)
@@ -39,14 +37,12 @@ def rank_main(rank: int, folder: str) -> None:
             norms.append([result["gradient_d"].item(), result["gradient_g"].item()])
         Path(folder, f"{name} {rank}.safetensors").write_bytes(model_files.to_bytes(training.state()))
         Path(folder, f"{name} {rank}.json").write_text(json.dumps(norms))
-    distributed.barrier()  # without it, a rank aborted when its peer left first
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.start_processes(rank_main, (str(folder),), nprocs=2, start_method="spawn")
+    two_ranks.run(rank_main, folder)
     return folder
 
 

@@ -26,7 +26,9 @@ def _owner() -> tuple[subprocess.Popen[str], Path]:
     command = [sys.executable, "-c", OWNER]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    folder = Path(process.stdout.readline().strip())
+    name = process.stdout.readline().strip()
+    assert name, "the other process has no folder"
+    folder = Path(name)
     (folder / "file").write_text("something")
     os.utime(folder, (folder.stat().st_mtime - 120,) * 2)
     return process, folder

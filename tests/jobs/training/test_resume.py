@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.training import checkpoints, ranks, resume, run_store
 from pipelines.storage.folder import Folder
+from tests import two_ranks
 from tests.jobs.training.test_run_store import NETWORK, begin, step
 
 SCHEDULE = checkpoints.TickSchedule(NETWORK, batch=16, tick=48, total=96)
@@ -41,14 +41,12 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
     shutil.rmtree(folder / "another" / "1")
     begun(folder / "another" / "1", seed=4)
     shutil.rmtree(folder / "elsewhere" / "1")
-    multiprocessing.start_processes(rank_main, (str(folder),), nprocs=2, start_method="spawn")
+    two_ranks.run(rank_main, folder)
     return {case: [json.loads((folder / f"{case} {rank}.json").read_text()) for rank in (0, 1)] for case in SEEN}
 
 
 def rank_main(rank: int, folder: str) -> None:
     """One rank: every case, and then three words of its own."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     claim = run_store.claim_digest(Folder(f"{folder}/same/0"))
     for case, (_, committed) in SEEN.items():
         training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), 3, world=2)
@@ -67,8 +65,6 @@ def rank_main(rank: int, folder: str) -> None:
     assert ranks.first_text("") == ""
     assert ranks.first_text("late" if rank else "") == "late"
     assert ranks.maximum(rank - 5.0) == -4.0
-    distributed.barrier()  # a rank whose peer is gone before it leaves was seen to abort
-    distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("case", "images"), [("same", 32), ("new", 0)])

@@ -271,18 +271,23 @@ def test_a_claim_that_is_damaged_is_refused_by_its_file(content: str, run: Path)
 
 
 def test_a_best_that_is_nan_is_replaced_and_what_is_behind_a_run_that_went_back() -> None:
-    assert run_store.replaces_best(2.0, 64, None)
-    assert run_store.replaces_best(2.0, 64, BEST)
-    assert not run_store.replaces_best(3.0, 64, BEST)
-    assert run_store.replaces_best(3.5, 64, {**BEST, "value": math.nan})
-    assert run_store.replaces_best(3.5, 32, BEST)
+    assert run_store.replaces_best(2.0, 64, BEST["protocol"], None)
+    assert run_store.replaces_best(2.0, 64, BEST["protocol"], BEST)
+    assert not run_store.replaces_best(3.0, 64, BEST["protocol"], BEST)
+    assert run_store.replaces_best(3.5, 64, BEST["protocol"], {**BEST, "value": math.nan})
+    assert run_store.replaces_best(3.5, 32, BEST["protocol"], BEST)
+
+
+def test_a_best_by_another_protocol_is_replaced_as_its_distance_cannot_be_compared() -> None:
+    assert run_store.replaces_best(3.5, 64, "other", BEST)
+    assert not run_store.replaces_best(3.5, 64, BEST["protocol"], BEST)
 
 
 def test_a_best_that_is_nan_is_read(run: Path) -> None:
     run_store.write_best(Folder(str(run)), {**BEST, "value": math.nan})
     _, best = run_store.read_progress(Folder(str(run)), 64)
     assert best is not None
-    assert run_store.replaces_best(1e9, 96, best)
+    assert run_store.replaces_best(1e9, 96, BEST["protocol"], best)
 
 
 def test_the_models_that_were_replaced_last_stay(run: Path) -> None:
