@@ -26,6 +26,7 @@ from pipelines.dataset.identity import from_json
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.manifest import part_name, tar_name
+from pipelines.dataset.schema import SchemaError
 from pipelines.dataset.selection import Facts
 from pipelines.dataset.shards import CorruptError
 from pipelines.sources.base import Choice
@@ -228,6 +229,10 @@ class Laws(RuleBasedStateMachine):
         wrong = {**pile(self.count + more).fields, **change}
         if "count" in change:
             wrong = pile(self.count).fields | {"count": self.count - 1}
+        if wrong["count"] == 0:  # an identity of nothing is none, whatever lies in the folder
+            with pytest.raises(SchemaError, match=r"^count is 0: "):
+                from_json(wrong)
+            return
         with pytest.raises(DatasetError, match=rf"claimed with (count|{next(iter(change))}) = "):
             writer.claim(self.folder, from_json(wrong), {})
         assert content(self.folder) == before
