@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dcgan import model_files
 from dcgan.configuration import fields, identity
@@ -18,11 +19,12 @@ from dcgan.families.family import FamilyConfig
 from dcgan.families.registry import FAMILIES
 from dcgan.model_files import Model
 from dcgan.numerics import Arithmetic
+from dcgan.sampling import latents
 from dcgan.sampling.sampler import BATCH_MULTIPLE, Sampler
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.losses import LOSSES
 from dcgan.training.state import check_state
-from dcgan.training.step import Training
+from dcgan.training.step import EXPORT_BATCH_SIZE, EXPORT_BATCHES, Training
 from tests import two_ranks
 
 FLOAT = Arithmetic("cpu", torch.float32)
@@ -124,6 +126,33 @@ def test_a_run_resumed_from_a_checkpoint_equals_an_uninterrupted_run(family: str
     second.load_state(saved)
     second.seed = 3
     assert train(second, 2, 2).digest() == whole.digest()
+
+
+def test_an_exported_generators_batch_statistics_are_those_of_its_own_weights(family: str) -> None:
+    """The plain means over the fixed latents, taken here from the inputs of each norm."""
+    training = train(Training(smallest(family), MethodConfig(), FLOAT, seed=3), 0, 2)
+    exported, _ = training.export()
+    averaged = copy.deepcopy(training.average).train()
+    seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for name, norm in averaged.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            seen[name] = []
+            norm.register_forward_pre_hook(
+                lambda _, inputs, name=name: seen[name].append((inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))))
+            )
+    label_N = labels(training.network, EXPORT_BATCH_SIZE)
+    label_B = None if label_N is None else torch.from_numpy(label_N)
+    with torch.no_grad():
+        for number in range(EXPORT_BATCHES):
+            start = number * EXPORT_BATCH_SIZE
+            z_BZ = FAMILIES[family].latents(start, EXPORT_BATCH_SIZE, training.network.z_dim, latents.TRAINING, 3)
+            averaged(torch.from_numpy(z_BZ), label_B)
+    for name, statistics in seen.items():
+        norm = exported.get_submodule(name)
+        means, variances = (torch.stack(values).mean(0) for values in zip(*statistics, strict=True))
+        assert torch.allclose(norm.running_mean, means, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(norm.running_var, variances, rtol=1e-4, atol=1e-6)
+        assert norm.num_batches_tracked == EXPORT_BATCHES
 
 
 def test_another_familys_checkpoint_is_refused(family: str) -> None:
