@@ -37,6 +37,7 @@ NETWORK = "10.213.77"  # of the bridge; this host is .1
 BUCKET = "ganmill"
 S3_PORT, DASHBOARD_PORT, GCS_PORT = 5000, 8265, 6379
 OBJECT_STORE = 128 << 20
+JOIN_ATTEMPTS = 3  # Ray gives a new node 30 s to register, which is short on a busy machine
 
 
 class DemoError(RuntimeError):
@@ -92,6 +93,7 @@ class Host:
             time.sleep(0.05)  # the kernel takes them away one by one
         for process in self._processes:
             process.wait()
+        self._processes.clear()
         return killed
 
     def remove(self) -> None:
@@ -178,10 +180,17 @@ class Demo:
 
     def add_worker(self) -> Host:
         """One more node. One at a time: two that start at once may take the same socket below Ray's folder."""
-        before = self._nodes()
         host = self.host(f"worker-{len(self.hosts) - 1}")  # beside the store and the head
-        self._ray(host, f"--address={self.gcs}", "--num-cpus=1")
-        until(lambda: self._nodes() > before, f"{host.name} has joined", host)
+        for attempt in range(1, JOIN_ATTEMPTS + 1):
+            before = self._nodes()
+            self._ray(host, f"--address={self.gcs}", "--num-cpus=1")
+            try:
+                until(lambda before=before: self._nodes() > before, f"{host.name} has joined", host)  # type: ignore[misc]
+                break
+            except DemoError:
+                host.kill()
+                if attempt == JOIN_ATTEMPTS:
+                    raise
         return host
 
     def _ray(self, host: Host, *flags: str) -> None:

@@ -13,7 +13,6 @@ import ray
 from adlfs import AzureBlobFileSystem
 from gcsfs.core import GCSFileSystem
 from hypothesis import HealthCheck, Phase, settings
-from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from xdist.scheduler import LoadScopeScheduling
 
@@ -137,12 +136,9 @@ def digits_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """moto's S3 server over HTTP on a free port; its URL."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """moto on a free port; its URL."""
+    with emulators.amazon() as url:
+        yield url
 
 
 def s3_environment(server: str) -> dict[str, str]:

