@@ -89,7 +89,7 @@ class Bench:
             "arithmetic": fingerprint(self.chosen),
         }
         writer.claim(folder, from_json(fields), {})
-        model_store.store_files(model_store.read(self.source).files, folder / model_store.IN_DATASET)
+        model_store.store_files(model_store.read(self.source)[1].files, folder / model_store.IN_DATASET)
         return folder
 
     def bare(self, count: int) -> float:
@@ -207,7 +207,7 @@ def _per_second(call: Callable[[], object], seconds: float = 1.5) -> float:
 
 def _model(arguments: argparse.Namespace) -> Model:
     if arguments.model:
-        return model_store.open_model(Folder(arguments.model)).model
+        return model_store.open_model(Folder(arguments.model))[0]
     torch.manual_seed(0)
     config = SHAPES[arguments.shape]
     generator, discriminator = build(config)

@@ -4,16 +4,12 @@
     generator.safetensors       the exponential moving average of the trained generator
     discriminator.safetensors
 
-The model's digest is the sha256 of model.json, which holds the hashes of the other files. `sha256sum model.json` prints
-it.
-
-Format 2 stores the family and its configuration. A field that is missing there has its default, which means "as
-before". Format 1, of earlier versions, stores both in `network`.
+`model_card` describes model.json.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,19 +18,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dcgan.errors import ModelError
 from dcgan.families import registry
-from dcgan.families.family import Discriminator, FamilyConfig, Generator
-
-FORMAT = 2
-CARD = "model.json"
-WEIGHTS = ("generator.safetensors", "discriminator.safetensors")
-MAX_CARD_BYTES = 1 << 20
-MAX_WEIGHTS_BYTES = 4 << 30
-MAX_HEADER_BYTES = 1 << 20  # of a safetensors file; those written here have a few kilobytes
-
-
-class ModelError(ValueError):
-    """The files are not a model that this version can use."""
+from dcgan.families.family import FamilyConfig
+from dcgan.families.networks import Discriminator, Generator
+from dcgan.model_card import CARD, FORMAT, MAX_CARD_BYTES, MAX_HEADER_BYTES, WEIGHTS, check_size, config_of, read_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,48 +62,6 @@ def pack(model: Model) -> dict[str, bytes]:
     return {**weights, CARD: json.dumps(card, indent=1, sort_keys=True).encode() + b"\n"}
 
 
-def digest(card: bytes) -> str:
-    """The model's digest, from the bytes of its model.json."""
-    return hashlib.sha256(card).hexdigest()
-
-
-def read_card(card: bytes) -> dict[str, Any]:
-    """model.json, parsed and checked against its schema. Raises ModelError with the reason."""
-    if len(card) > MAX_CARD_BYTES:
-        raise ModelError(f"{CARD} has {len(card)} bytes; at most {MAX_CARD_BYTES} are read")
-    try:
-        parsed = json.loads(card)
-        shape = {"family", "config"}
-        if parsed["format"] == 1:
-            shape = {"network"}
-        elif parsed["format"] != FORMAT:
-            raise ModelError(f"{CARD} has format {parsed['format']!r}; this version reads 1 and {FORMAT}")
-        if set(parsed) != {"format", "classes", "provenance", "files"} | shape or set(parsed["files"]) != set(WEIGHTS):
-            raise ModelError(f"{CARD} has other fields than this version knows")
-        if any(_types(file) != {"bytes": int, "sha256": str} for file in parsed["files"].values()):
-            raise ModelError(f"{CARD}: files has other fields than this version knows")
-        classes, count = parsed["classes"], config_of(parsed).num_classes
-        named = isinstance(classes, list) and [*map(type, classes)] == [str] * count
-        if not (named if count else classes is None):
-            raise ModelError(f"{CARD}: the names do not match {count} classes")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise error if isinstance(error, ModelError) else ModelError(f"{CARD} is not a model card: {error}") from error
-    result: dict[str, Any] = parsed
-    return result
-
-
-def config_of(card: Mapping[str, Any]) -> FamilyConfig:
-    """The configuration in a card. Raises ValueError, KeyError or TypeError if the card has no valid one."""
-    if card["format"] == 1:
-        shape = dict(card["network"])
-        return registry.configure(shape.pop("network"), shape)
-    return registry.configure(card["family"], card["config"])
-
-
-def _types(values: dict[str, Any]) -> dict[str, type]:
-    return {name: type(value) for name, value in values.items()}
-
-
 def unpack(read: Callable[[str, int], bytes]) -> Model:
     """A model from its files, in eval mode.
 
@@ -131,8 +77,7 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
         sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in registry.build(config)]
     for name, size in zip(WEIGHTS, sizes, strict=True):
         expected = card["files"][name]["bytes"]
-        if not 0 < expected <= MAX_WEIGHTS_BYTES:
-            raise ModelError(f"{name}: {expected} bytes; at most {MAX_WEIGHTS_BYTES} are read")
+        check_size(name, card)
         if not size <= expected <= size + MAX_HEADER_BYTES:
             raise ModelError(f"{name} does not fit the networks: {expected:,} bytes, their tensors have {size:,}")
     # All files are read before the networks are built, which takes time: a run may replace its model meanwhile.

@@ -5,6 +5,7 @@ import struct
 
 from PIL import Image, UnidentifiedImageError
 
+MAX_PIXELS = 89_478_485  # of an image: Pillow's own limit, 256 MB as RGB
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 

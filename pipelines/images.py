@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
+from pipelines.image_header import MAX_PIXELS
+
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 # The formats that are opened, by content. Others run programs (EPS: Ghostscript) or are not used for training.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MB as RGB
 _ORIENTATION = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"}  # Pillow keeps the orientation here
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 

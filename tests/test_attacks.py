@@ -27,9 +27,10 @@ import pytest
 from pipelines import images
 from pipelines.dataset import claim, manifest, reader, shards
 from pipelines.dataset.identity import from_json
-from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import PartError, ShardRecord
-from pipelines.dataset.shards import CorruptError, Sample, ShardError
+from pipelines.dataset.shards import Sample, ShardError
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.loading import loader, order
 from pipelines.storage.folder import Folder, StorageError
 from tests.conftest import ROOT, Job

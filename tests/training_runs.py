@@ -3,16 +3,15 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from dcgan import model_files
+from dcgan.arithmetic import Arithmetic
 from dcgan.families.family import FamilyConfig
-from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from tests.families import configure
 
-FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat16)
+FLOAT, BFLOAT = Arithmetic("cpu", "float32"), Arithmetic("cpu", "bfloat16")
 BATCH = 8
 NETWORKS = {
     "dcgan": configure("dcgan", image_size=28, channels=1, width=4, z_dim=6),

@@ -11,8 +11,6 @@ Source: Azadi et al. 2018, "Discriminator Rejection Sampling", arXiv:1810.06758,
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 FEWEST = 100  # of real and of synthetic images each: half are fitted, half measure the fit
 EPSILON = 1e-6  # keeps the odds of the best sample finite
@@ -67,6 +65,9 @@ def calibrate(real_N: np.ndarray, fake_M: np.ndarray, seed: int) -> Calibration:
 
     Raises: CalibrationError for logits that are too few, all equal, not finite, or higher for synthetic images.
     """
+    from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
+    from sklearn.metrics import roc_auc_score
+
     count = min(len(real_N), len(fake_M))
     if count < FEWEST:
         raise CalibrationError(f"{count} logits of real or synthetic images; at least {FEWEST} of each are needed")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dcgan.evaluation.features import Features, FeaturesError
 from dcgan.families import registry
-from dcgan.families.family import Discriminator, FamilyConfig
+from dcgan.families.family import FamilyConfig
 from dcgan.families.layers import JoinClass
+from dcgan.families.networks import Discriminator
 
 GRID = 4
 
@@ -57,7 +58,8 @@ def untrained(config: FamilyConfig, seed: int) -> Discriminator:
     """A discriminator in its initial state. The seed decides its weights; torch's global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return registry.of(config).discriminator(config).eval()
+        _, discriminator = registry.of(config).networks()
+        return discriminator(config).eval()
 
 
 def _channels(block: nn.Sequential) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dcgan.exploration.discriminator_features import convolution_blocks
-from dcgan.families.family import Discriminator
+from dcgan.families.networks import Discriminator
 
 _BATCH = 128
 

@@ -14,13 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dcgan.families.family import (
-    Discriminator,
-    FamilyConfig,
-    Generator,
-    InferenceDiscriminator,
-    InferenceGenerator,
-)
+from dcgan.families.family import FamilyConfig
+from dcgan.families.networks import Discriminator, Generator, InferenceDiscriminator, InferenceGenerator
 from dcgan.sampling.cpu_kernels import assemble_subpixels, subpixel_kernel
 
 
@@ -145,6 +140,8 @@ def initialise(network: nn.Module) -> None:
 
     Source: Radford et al. 2015, arXiv:1511.06434, sec. 4, and their code.
     """
+    if all(weight.is_meta for weight in network.parameters()):
+        return  # only the shapes are wanted; drawing would import torch's compiler, which takes two seconds
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, 0.0, 0.02)

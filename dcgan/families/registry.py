@@ -1,17 +1,20 @@
-"""All families by name. A new family needs a module beside this one and an entry in FAMILIES."""
+"""All families by name. A new family needs a folder beside this module and an entry in FAMILIES."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from dcgan.configuration import fields, reason
-from dcgan.families.conditional_dcgan import ConditionalDcgan
-from dcgan.families.dcgan import Dcgan
-from dcgan.families.family import PLAIN, Convolutions, Discriminator, Family, FamilyConfig, Generator
-from dcgan.families.keras_dcgan import KerasDcgan
-from dcgan.families.mlp_gan import MlpGan
+from dcgan.families.conditional_dcgan.family import ConditionalDcgan
+from dcgan.families.dcgan.family import Dcgan
+from dcgan.families.family import Family, FamilyConfig
+from dcgan.families.keras_dcgan.family import KerasDcgan
+from dcgan.families.mlp_gan.family import MlpGan
+
+if TYPE_CHECKING:
+    from dcgan.families.networks import Convolutions, Discriminator, Generator
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (Dcgan(), ConditionalDcgan(), KerasDcgan(), MlpGan())}
 DEFAULT = next(iter(FAMILIES))
@@ -38,9 +41,14 @@ def configure(name: str, values: Mapping[str, Any]) -> FamilyConfig:
         raise ValueError(reason(error)) from error
 
 
-def build(config: FamilyConfig, convolutions: Convolutions = PLAIN) -> tuple[Generator, Discriminator]:
-    """Both networks of a configuration. torch's global random state decides the initial weights."""
-    return of(config).build(config, convolutions)
+def build(config: FamilyConfig, convolutions: "Convolutions | None" = None) -> tuple["Generator", "Discriminator"]:
+    """Both networks of a configuration, channels_last. torch's global random state decides the initial weights."""
+    import torch  # takes seconds; whoever asks for settings only does not wait for it
+
+    arguments = (config,) if convolutions is None else (config, convolutions)
+    generator_class, discriminator_class = of(config).networks()
+    generator, discriminator = generator_class(*arguments), discriminator_class(*arguments)
+    return generator.to(memory_format=torch.channels_last), discriminator.to(memory_format=torch.channels_last)
 
 
 def all_fields() -> dict[str, FieldInfo]:

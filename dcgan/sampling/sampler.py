@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dcgan.arithmetic import Arithmetic
 from dcgan.families import registry
 from dcgan.model_files import Model
-from dcgan.numerics import Arithmetic
 
 # Matrix kernels process the rows of a batch in blocks, and add in another order in the remainder. In a batch of 50 the
 # logits of the last two images differed in their last bit from those of the same images at other positions (float32,

@@ -14,21 +14,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dcgan.training.configuration import POLICIES
+
 MAX_SHIFT = 1 / 8  # of the extent, in each direction
 HOLE = 1 / 2  # side of the square that is cut out, as a share of the extent
-
-
-def check(policy: str) -> None:
-    """Raises ValueError unless `policy` is a comma-separated list of different POLICIES; `""` is the empty list."""
-    names = policy.split(",") if policy else []
-    if not {*names} <= {*POLICIES} or len({*names}) < len(names):
-        raise ValueError(f"augment is {policy!r}; it must be some of {','.join(POLICIES)}, joined by commas")
 
 
 def augment(images_BCHW: Tensor, policy: str) -> Tensor:
     """Apply the policies of a comma-separated list to the images, in the order of the list."""
     for name in policy.split(",") if policy else []:
-        images_BCHW = POLICIES[name](images_BCHW)
+        images_BCHW = _FUNCTIONS[name](images_BCHW)
     return images_BCHW
 
 
@@ -61,7 +56,7 @@ def cutout(images_BCHW: Tensor) -> Tensor:
     return images_BCHW * outside_BHW[:, None]
 
 
-POLICIES: dict[str, Callable[[Tensor], Tensor]] = {"color": color, "translation": translation, "cutout": cutout}
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = dict(zip(POLICIES, (color, translation, cutout), strict=True))
 
 
 def _shift_matrices(count: int, extent: int, device: torch.device) -> Tensor:

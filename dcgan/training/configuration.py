@@ -8,8 +8,9 @@ from pydantic.dataclasses import dataclass
 from dcgan.configuration import STRICT
 from dcgan.families import registry
 from dcgan.families.family import FamilyConfig
-from dcgan.training import augmentation
-from dcgan.training.losses import LOSSES
+
+# The policies of `augmentation` and, below, the names of `losses`: those modules need torch, which takes seconds.
+POLICIES = ("color", "translation", "cutout")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -32,7 +33,7 @@ class MethodConfig:
     augment: str = Field(
         "",
         description="augmentations of every image that the discriminator sees: any of "
-        f"{','.join(augmentation.POLICIES)}, joined by commas; '': none",
+        f"{','.join(POLICIES)}, joined by commas; '': none",
     )
     generator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's learning rate for the generator")
     discriminator_lr: float = Field(2e-4, gt=0, le=1, description="Adam's learning rate for the discriminator")
@@ -45,6 +46,8 @@ class MethodConfig:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        from dcgan.training.losses import LOSSES
+
         if self.label_smoothing and LOSSES[self.loss].critic:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}; it must be 0 with loss {self.loss}, which has no target"
@@ -56,10 +59,19 @@ class MethodConfig:
                 f"sync_batch_norm is set with loss {self.loss}, whose penalty it would change: the penalty normalises "
                 "its points by each worker's own batch statistics; leave sync_batch_norm out, or use another loss"
             )
-        augmentation.check(self.augment)
+        check_policy(self.augment)
         return self
 
 
 def check_fit(network: FamilyConfig, method: MethodConfig) -> None:
     """Raises ValueError if the networks cannot learn with the method."""
+    from dcgan.training.losses import LOSSES
+
     registry.of(network).check_loss(method.loss, LOSSES[method.loss].critic)
+
+
+def check_policy(policy: str) -> None:
+    """Raises ValueError unless `policy` is a comma-separated list of different POLICIES; `""` is the empty list."""
+    names = policy.split(",") if policy else []
+    if not {*names} <= {*POLICIES} or len({*names}) < len(names):
+        raise ValueError(f"augment is {policy!r}; it must be some of {','.join(POLICIES)}, joined by commas")

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dcgan.arithmetic import Arithmetic
 from dcgan.families import registry
-from dcgan.families.family import PLAIN, Convolutions, Discriminator, FamilyConfig, Generator
-from dcgan.numerics import Arithmetic
+from dcgan.families.family import FamilyConfig
+from dcgan.families.networks import PLAIN, Convolutions, Discriminator, Generator
 from dcgan.sampling import latents
 from dcgan.sampling.cpu_kernels import CpuConv2d, CpuConvTranspose2d
 from dcgan.training import augmentation
@@ -71,7 +72,7 @@ class Training:
         self._family = registry.of(network)
         torch.manual_seed(seed)
         cpu_kernels = arithmetic.device == "cpu" and not method.compile
-        generator, discriminator = self._family.build(network, CPU_KERNELS if cpu_kernels else PLAIN)
+        generator, discriminator = registry.build(network, CPU_KERNELS if cpu_kernels else PLAIN)
         self.generator = generator.to(arithmetic.device)
         self.discriminator = discriminator.to(arithmetic.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -166,7 +167,7 @@ class Training:
         with self.arithmetic.autocast():
             batches = (self._latents(n * EXPORT_BATCH_SIZE, EXPORT_BATCH_SIZE) for n in range(EXPORT_BATCHES))
             generator.prepare_for_export(batches, label_B)
-        _, discriminator = self._family.build(self.network)  # with torch's own convolutions, whichever training uses
+        _, discriminator = registry.build(self.network)  # with torch's own convolutions, whichever training uses
         discriminator.to(self.arithmetic.device).load_state_dict(self.discriminator.state_dict())
         return generator.eval(), discriminator.eval()
 

@@ -1,22 +1,18 @@
-"""Ray: start it on this machine or join a cluster, wait for room, and probe the arithmetic of a worker."""
+"""Ray: start it on this machine or join a cluster, and wait for room."""
 
+import atexit
 import logging
 import os
 import shutil
-import socket
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import ray
-import torch
-from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from dcgan import numerics
-from dcgan.numerics import Arithmetic
-from jobs.cluster.failures import WorkersLostError, one_line
+from jobs.cluster.failures import one_line
 from jobs.cluster.process import silence_ray_core
 from jobs.command import signals
 from jobs.command.errors import LostWorkError, UsageError
@@ -28,16 +24,32 @@ _BUSY_S = 5.0
 _LEAST_FREE_BYTES = 100 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pool:
-    """The workers of a job: their number, and the resources of each."""
+    """The workers of a job: their number, the resources of each, and the actors that were started so far.
+
+    As a context manager it ends them.
+    """
 
     workers: int
     gpus_per_worker: float
+    actors: list[Any] = field(default_factory=list)
 
     def bundle(self) -> dict[str, float]:
         """The resources of a worker, as a Ray bundle."""
         return {"CPU": 1.0, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
+
+    def stop(self) -> None:
+        """End the actors: something else wants their CPUs."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def connect(
@@ -52,7 +64,6 @@ def connect(
     """
     if not ray.is_initialized():
         _start(workers or 1, verbose)
-    ray.data.DataContext.get_current().enable_progress_bars = verbose
     gpus = device == "cuda" or (device == "auto" and any(node["Resources"].get("GPU") for node in nodes()))
     pool = Pool(workers or 1, gpus_per_worker if gpus else 0.0)
     wait_for_room(pool.bundle(), 1, wait_s)
@@ -155,6 +166,7 @@ def _start(workers: int, verbose: bool) -> None:
         raise LostWorkError(f"{problem}: {reason}; {todo}; then start the same command again") from error
     finally:
         signals.arm_again()  # Ray installs its own handlers
+    atexit.register(ray.shutdown)  # Ray's own, which runs after this one, would sleep first
 
 
 def _short_of_disk() -> str:
@@ -168,33 +180,3 @@ def _short_of_disk() -> str:
     if free >= _LEAST_FREE_BYTES:
         return ""
     return f"{place} has {free / 1e6:,.0f} MB free: make room there, or set RAY_TMPDIR to a folder that has some"
-
-
-def probe(
-    pool: Pool,
-    precision: str,
-    fingerprint: Callable[[Arithmetic], dict[str, str]] = numerics.fingerprint,
-) -> tuple[Arithmetic, dict[str, str]]:
-    """The arithmetic of a worker of the pool, and its fingerprint. The driver's machine may be of another kind.
-
-    Raises: UsageError if Ray has GPUs and torch has not. WorkersLostError if the worker dies.
-    """
-
-    def choose() -> tuple[Arithmetic, dict[str, str]] | str:
-        if pool.gpus_per_worker and not torch.cuda.is_available():
-            return f"torch {torch.__version__} sees none on node {socket.gethostname()}"
-        chosen = numerics.choose(precision, "cuda" if pool.gpus_per_worker else "cpu")
-        return chosen, fingerprint(chosen)
-
-    if len(nodes()) == 1 and not pool.gpus_per_worker:
-        found = choose()  # workers run on this machine, and starting one takes seconds
-    else:
-        try:
-            found = ray.get(ray.remote(num_cpus=1, num_gpus=pool.gpus_per_worker)(choose).remote())
-        except RayError as error:
-            raise WorkersLostError(f"the worker that was asked for its arithmetic: {one_line(error)}") from error
-    if isinstance(found, str):
-        raise UsageError(
-            f"Ray gives workers a GPU, but {found}; use --device cpu, or install a torch for that GPU's driver"
-        )
-    return found

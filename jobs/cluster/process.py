@@ -39,6 +39,13 @@ def report_sudden_end(text: str) -> Iterator[None]:
                 shell.communicate(b"over\n")
 
 
+def one_thread() -> None:
+    """Have torch, imported or not yet, compute on one core: a worker has one, and sums have one order everywhere."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 def keep_freed_memory() -> None:
     """Make glibc's malloc keep freed memory, up to 1 GB, for reuse.
 

@@ -1,15 +1,16 @@
 """A shard job: commit the missing shards of a claimed dataset, then seal it. Ingest and generate are shard jobs."""
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.cluster import monitoring
-from jobs.cluster.actor_pool import MAX_FAILURES, ShardOutcome, ShardWorker, map_shards
+from jobs.cluster import actor_pool, monitoring
+from jobs.cluster.actor_pool import MAX_FAILURES
 from jobs.cluster.connection import Pool
 from jobs.cluster.failures import WorkersLostError
 from jobs.cluster.process import report_sudden_end
+from jobs.cluster.shard_worker import MakeWorker, ShardOutcome
 from jobs.command.errors import LostWorkError, UsageError
 from jobs.command.progress import Progress
 from pipelines.dataset import card, layout, manifest, reader, writer
@@ -28,11 +29,13 @@ class ShardJob:
     command: str
     folder: Folder
     identity: Identity
-    worker: type[ShardWorker]
+    worker: MakeWorker
     arguments: Mapping[str, Any]
     """The worker's constructor arguments."""
     existing: Collection[str] = ()
     """Files that are in the folder already and are sealed too."""
+    batch: bool = False
+    """Whether it is a Ray Data plan when there are more shards than workers."""
     limit: int | None = None
     """Shards to commit at most."""
     collect: Callable[[dict[str, Any]], None] = lambda result: None
@@ -146,7 +149,7 @@ def _commit(job: ShardJob, missing: list[int], todo: list[int], pool: Pool, jour
     labels = {"command": job.command}
     with Progress(job.command, count, "images", done=before) as progress:
         try:
-            for outcome in map_shards(job.worker, job.arguments, todo, pool):
+            for outcome in _map_shards(job, todo, pool):
                 if outcome.error:
                     done.failed.append(outcome)
                     monitoring.FAILURES.inc(1, labels)
@@ -168,6 +171,14 @@ def _commit(job: ShardJob, missing: list[int], todo: list[int], pool: Pool, jour
             done.lost = str(error)
     done.seconds = progress.seconds
     return done
+
+
+def _map_shards(job: ShardJob, todo: list[int], pool: Pool) -> Iterator[ShardOutcome]:
+    if not job.batch or len(todo) <= pool.workers:
+        return actor_pool.map_shards(job.worker, job.arguments, todo, pool)
+    from jobs.cluster import batch_plan  # imports Ray Data, which takes a second
+
+    return batch_plan.map_shards(job.worker, job.arguments, todo, pool)
 
 
 def _seal(job: ShardJob, records: dict[int, ShardRecord], rejects: list[Reject], journal: Journal) -> Index:

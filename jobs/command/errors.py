@@ -1,10 +1,7 @@
 """The errors that a command reports in one line, and their exit statuses."""
 
-from dcgan.model_files import ModelError
-from pipelines.dataset.layout import DatasetError
-from pipelines.dataset.shards import CorruptError
-from pipelines.loading.order import OrderError
-from pipelines.sources.base import SourceError
+from dcgan.errors import ModelError
+from pipelines.errors import CorruptError, DatasetError, OrderError, SourceError
 from pipelines.storage.folder import StorageError
 
 

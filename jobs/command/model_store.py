@@ -1,96 +1,145 @@
 """Models on storage: find, read, check and publish them."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-from dcgan import model_files
-from dcgan.model_files import Model, ModelError
-from pipelines.dataset.shards import CorruptError
+from dcgan import model_card
+from dcgan.errors import ModelError
+from dcgan.families.family import FamilyConfig
+from pipelines.errors import CorruptError
 from pipelines.storage.folder import Folder, MissingError
+
+if TYPE_CHECKING:
+    from dcgan.model_files import Model
+
+T = TypeVar("T")
 
 BEST = "best.json"  # in a run: names its best model, and the metric
 IN_DATASET = "model"  # in a dataset: a copy of its model, so that its images can be made again after the run is deleted
-FILES = (model_files.CARD, *model_files.WEIGHTS)
+FILES = (model_card.CARD, *model_card.WEIGHTS)
 ATTEMPTS = 8  # to read the best model of a run that trains; one fails only if a tick ends within milliseconds
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedModel:
-    """A model in memory, with its files: a run that trains may delete them meanwhile."""
+class StoredModel:
+    """A model's files in memory: a run that trains may delete them meanwhile."""
 
     folder: Folder
-    model: Model
-    digest: str
     files: dict[str, bytes]
 
+    @property
+    def digest(self) -> str:
+        return model_card.digest(self.files[model_card.CARD])
 
-def open_model(place: Folder) -> OpenedModel:
+    @property
+    def config(self) -> FamilyConfig:
+        return model_card.config_of(json.loads(self.files[model_card.CARD]))
+
+    @property
+    def classes(self) -> list[str] | None:
+        classes: list[str] | None = json.loads(self.files[model_card.CARD])["classes"]
+        return classes
+
+
+def open_model(place: Folder) -> tuple["Model", StoredModel]:
     """Read and check the model at a URL that is a model or a run.
-
-    A run that trains may replace its best model during the read; then the new one is read.
 
     Raises: ModelError, naming the folder, for files that are not a model.
     """
-    for _ in range(ATTEMPTS):
-        folder = find_model(place)
-        try:
-            return read(folder)
-        except ModelError:
-            if find_model(place).url == folder.url:
-                raise
-    raise ModelError(f"{place}: replaced its best model during each of {ATTEMPTS} reads; start the command again")
+    return _of_current(place, read)
+
+
+def read_card(place: Folder) -> tuple[FamilyConfig, list[str] | None]:
+    """The configuration and the classes of the model at a URL that is a model or a run. Its weights are not read.
+
+    Raises: ModelError, naming the folder, for a card that is damaged, or for files that are missing or of other sizes.
+    """
+    return _of_current(place, _read_card)
 
 
 def find_model(folder: Folder) -> Folder:
     """The folder of the model at a URL that is a model or a run. Raises ModelError if it is neither."""
     files = folder.list()
-    if model_files.CARD in files:
+    if model_card.CARD in files:
         return folder
     if BEST in files:
         try:
-            best = json.loads(folder.read(BEST, model_files.MAX_CARD_BYTES))
+            best = json.loads(folder.read(BEST, model_card.MAX_CARD_BYTES))
         except (RecursionError, ValueError) as error:
             raise ModelError(f"{folder}/{BEST}: damaged, not JSON: {error}") from error
         name = best.get("model") if isinstance(best, dict) else None
         if not isinstance(name, str) or not re.fullmatch(r"models/\d{1,20}", name):
             raise ModelError(f"{folder}/{BEST}: names no model of this run")
         return folder / name
-    if not files.keys().isdisjoint(model_files.WEIGHTS):
+    if not files.keys().isdisjoint(model_card.WEIGHTS):
         raise ModelError(
-            f"{folder}/{model_files.CARD}: missing: the model was copied only in part; copy it again, or name the "
+            f"{folder}/{model_card.CARD}: missing: the model was copied only in part; copy it again, or name the "
             "original"
         )
     raise ModelError(
-        f"{folder}: no model ({model_files.CARD}) and no run ({BEST}) is here; check the URL, or train first"
+        f"{folder}: no model ({model_card.CARD}) and no run ({BEST}) is here; check the URL, or train first"
     )
 
 
-def read(folder: Folder) -> OpenedModel:
+def read(folder: Folder) -> tuple["Model", StoredModel]:
     """Read the model in a folder. Raises ModelError, naming the folder, for files that are not a model."""
+    from dcgan.model_files import unpack  # needs torch
+
     files: dict[str, bytes] = {}
 
     def keep(name: str, limit: int) -> bytes:
         files[name] = folder.read(name, limit)
         return files[name]
 
+    with _naming(folder):
+        return unpack(keep), StoredModel(folder, files)
+
+
+def _read_card(folder: Folder) -> tuple[FamilyConfig, list[str] | None]:
+    with _naming(folder):
+        card = model_card.read_card(folder.read(model_card.CARD, model_card.MAX_CARD_BYTES))
+        sizes = folder.list()
+        for name in model_card.WEIGHTS:
+            if name not in sizes:
+                raise MissingError(f"{folder}/{name}: not found")
+            model_card.check_size(name, card, sizes[name])
+        return model_card.config_of(card), card["classes"]
+
+
+@contextlib.contextmanager
+def _naming(folder: Folder) -> Iterator[None]:
+    """Have the errors of a model's files name its folder."""
     try:
-        model = model_files.unpack(keep)
+        yield
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from error
     except MissingError as error:
         raise ModelError(f"{error}; the model is not complete") from error
-    return OpenedModel(folder, model, model_files.digest(files[model_files.CARD]), files)
 
 
-def load(folder: Folder) -> tuple[Model, str]:
+def _of_current(place: Folder, use: Callable[[Folder], T]) -> T:
+    """The result of `use` for a model, or for the best one of a run, which may be replaced meanwhile: then for that."""
+    for _ in range(ATTEMPTS):
+        folder = find_model(place)
+        try:
+            return use(folder)
+        except ModelError:
+            if find_model(place).url == folder.url:
+                raise
+    raise ModelError(f"{place}: replaced its best model during each of {ATTEMPTS} reads; start the command again")
+
+
+def load(folder: Folder) -> tuple["Model", str]:
     """A model and its digest. Raises as `read`."""
-    opened = read(folder)
-    return opened.model, opened.digest
+    model, stored = read(folder)
+    return model, stored.digest
 
 
-def load_copy(folder: Folder, digest: str) -> Model:
+def load_copy(folder: Folder, digest: str) -> "Model":
     """The copy of a model in a dataset. Raises CorruptError if it has another digest than the dataset names."""
     model, found = load(folder)
     if found != digest:
@@ -98,12 +147,14 @@ def load_copy(folder: Folder, digest: str) -> Model:
     return model
 
 
-def save(model: Model, folder: Folder) -> str:
+def save(model: "Model", folder: Folder) -> str:
     """Publish a model, its card last. Returns its digest."""
-    files = model_files.pack(model)
+    from dcgan.model_files import pack  # needs torch
+
+    files = pack(model)
     for name, data in files.items():
         folder.write(name, data)
-    return model_files.digest(files[model_files.CARD])
+    return model_card.digest(files[model_card.CARD])
 
 
 def store_files(files: Mapping[str, bytes], folder: Folder, different: Mapping[str, bool] | None = None) -> None:
@@ -112,7 +163,7 @@ def store_files(files: Mapping[str, bytes], folder: Folder, different: Mapping[s
     Args:   different: the result of `compare_files`, if the caller has it.
     """
     different = compare_files(files, folder) if different is None else different
-    for name in (*model_files.WEIGHTS, model_files.CARD):
+    for name in (*model_card.WEIGHTS, model_card.CARD):
         if different.get(name, True):
             folder.write(name, files[name])
 

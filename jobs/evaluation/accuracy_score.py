@@ -19,7 +19,7 @@ from jobs.cluster.connection import Pool
 from jobs.command.errors import LostWorkError
 from jobs.evaluation.feature_pass import PARTS
 from pipelines.dataset import checked_file, claim, reader, selection
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError
 from pipelines.loading import loader, order
 from pipelines.storage.folder import Folder
 

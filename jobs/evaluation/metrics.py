@@ -6,17 +6,9 @@ from itertools import product
 
 import numpy as np
 
-from dcgan.evaluation.distances import (
-    NEIGHBOURS,
-    Sums,
-    frechet_distance,
-    kernel_distance,
-    manifold_metrics,
-    nearest,
-)
+from dcgan.evaluation.distances import NEIGHBOURS, Sums, frechet_distance, kernel_distance, manifold_metrics, nearest
 from jobs.evaluation.feature_pass import DatasetFeatures
 
-FEWEST = 4 * NEIGHBOURS  # images: so a half has twice as many as the neighbours that are compared
 CLOSE = 0.01
 
 

@@ -82,8 +82,8 @@ class Inputs:
 
 def open_inputs(model: str, data: str, holdout: str | None, limit: int, seed: int) -> Inputs:
     """Open a model and datasets that fit it. Raises UsageError, ModelError, DatasetError for inputs that do not fit."""
-    opened = model_store.open_model(Folder(model))
-    folder, config = opened.folder, opened.model.config
+    opened, stored = model_store.open_model(Folder(model))
+    folder, config = stored.folder, stored.config
     for role, url in (("data", data), ("holdout", holdout)):
         if url is None:
             continue
@@ -98,7 +98,7 @@ def open_inputs(model: str, data: str, holdout: str | None, limit: int, seed: in
     if both[0] and both[-1] and both[0] != both[-1]:
         there, here = (", ".join(names or [])[:60] for names in (both[-1], both[0]))
         raise UsageError(f"--holdout {holdout} has the classes {there}, but --data {data} has {here}")
-    return Inputs(opened.model, opened.digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
+    return Inputs(opened, stored.digest, folder, Folder(data), Folder(holdout) if holdout else None, limit, seed)
 
 
 def _read(role: str, folder: Folder, limit: int, seed: int) -> Images:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dcgan.arithmetic import Arithmetic
 from dcgan.evaluation import distances
 from dcgan.exploration import latent_space
-from dcgan.numerics import Arithmetic, choose
+from dcgan.numerics import choose
 from dcgan.sampling import latents
 from dcgan.sampling.sampler import Sampler
 from jobs.command.progress import Progress

@@ -8,7 +8,7 @@ import numpy as np
 
 from dcgan.exploration.discriminator_features import untrained
 from dcgan.exploration.guided_backpropagation import Saliency, UnitSaliency
-from dcgan.families.family import Discriminator
+from dcgan.families.networks import Discriminator
 from jobs.exploration import figure
 from jobs.exploration.figure import Row
 from jobs.exploration.inputs import Images, Inputs

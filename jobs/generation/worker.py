@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow
 
 from dcgan import numerics
-from dcgan.numerics import Arithmetic
+from dcgan.arithmetic import Arithmetic
 from dcgan.sampling.sampler import Sampler
 from jobs.cluster import shard_job
 from jobs.command import model_store
+from jobs.generation.score_histogram import ScoreHistogram
 from pipelines import images
 from pipelines.dataset import layout, manifest, reader, writer
 from pipelines.dataset.labels import labels_of
@@ -64,28 +65,6 @@ class GenerateShard:
         """The logits of the images after lossy compression, so that a score can be computed from the file alone."""
         channels = self.identity.channels
         return self.sampler.score(np.stack([images.decode(data, channels) for data in encoded]), labels)
-
-
-class ScoreHistogram:
-    """A histogram of the scores of all shards, and its quantiles."""
-
-    BINS = 200
-
-    def __init__(self) -> None:
-        self.counts = np.zeros(self.BINS, np.int64)
-
-    @classmethod
-    def count(cls, scores_N: np.ndarray) -> list[int]:
-        counts: list[int] = np.histogram(scores_N, cls.BINS, (0.0, 1.0))[0].tolist()
-        return counts
-
-    def add(self, result: dict[str, Any]) -> None:
-        self.counts += np.array(result["scores"])
-
-    def quantile(self, share: float) -> float:
-        """The score below which `share` of the images lie, with precision 1 / BINS."""
-        position = np.searchsorted(np.cumsum(self.counts), share * self.counts.sum())
-        return float((position + 0.5) / self.BINS)
 
 
 def fingerprint(chosen: Arithmetic) -> dict[str, str]:

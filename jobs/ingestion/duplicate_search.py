@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.cluster import shard_job
-from jobs.cluster.actor_pool import ShardOutcome, map_shards
+from jobs.cluster.actor_pool import map_shards
 from jobs.cluster.connection import Pool
 from jobs.cluster.failures import WorkersLostError
 from jobs.cluster.process import report_sudden_end
+from jobs.cluster.shard_worker import ShardOutcome
 from jobs.command.errors import LostWorkError
 from jobs.command.progress import Progress
 from jobs.ingestion.worker import CODES, FOUND, CodeShard, write_table

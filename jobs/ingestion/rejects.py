@@ -1,6 +1,5 @@
 """Entries of a source that are not taken: counts by reason, the allowance of --max-rejects, and the balance."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -13,13 +12,6 @@ MOST_KINDS = 20  # of ignored files, in the printed line; dataset.json has all
 _DUPLICATES = ("duplicate:", "near duplicate:")
 
 
-def check_allowance(value: str) -> str:
-    """A share of the images as `0.05`, or a number of them as `100`. Raises ValueError for anything else."""
-    if re.fullmatch(r"\d{1,15}", value) or (re.fullmatch(r"\d*\.\d+|1\.0*", value) and float(value) <= 1):
-        return value
-    raise ValueError("must be a share, as 0.05, or a number of images, as 100")
-
-
 def count_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
     """The number of rejects for each reason, the most frequent first."""
     return dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common())
@@ -28,7 +20,7 @@ def count_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
 def check_rejects(rejects: list[Reject], allowed: str, folder: Folder, count: int) -> None:
     """Compare the rejects with an allowance. Duplicates do not count.
 
-    Args:   allowed: as `check_allowance` takes it. count: images of the dataset.
+    Args:   allowed: as the setting has it. count: images of the dataset.
     Raises: LostWorkError if there are more; the list of all rejects is in the folder then.
     """
     failed = [reject for reject in rejects if not reject.reason.startswith(_DUPLICATES)]

@@ -12,7 +12,8 @@ from pipelines import images
 from pipelines.dataset import checked_file, layout, reader, writer
 from pipelines.dataset.identity import IngestIdentity
 from pipelines.dataset.manifest import Reject
-from pipelines.dataset.shards import CorruptError, Sample
+from pipelines.dataset.shards import Sample
+from pipelines.errors import CorruptError
 from pipelines.images import ImageError, LimitError, Pixels
 from pipelines.ingest import catalogue, duplicates, preparation
 from pipelines.sources.registry import Origin, open_source

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dcgan import model_files
+from dcgan import model_card, model_files
 from dcgan.families.family import FamilyConfig
 from dcgan.training.state import NonFiniteError, check_state, check_weights
 from jobs.command.errors import UsageError
@@ -79,7 +79,7 @@ def load(run: Folder, images: int, network: FamilyConfig) -> Checkpoint:
             that are not finite: earlier versions saved such checkpoints.
     """
     folder = _folder(run, images)
-    card = run_store.checked(_Card, folder, _CARD, folder.read(_CARD, model_files.MAX_CARD_BYTES), "")
+    card = run_store.checked(_Card, folder, _CARD, folder.read(_CARD, model_card.MAX_CARD_BYTES), "")
     try:
         data = folder.read(_STATE, card["bytes"])
         if len(data) != card["bytes"] or hashlib.sha256(data).hexdigest() != card["sha256"]:

@@ -23,7 +23,8 @@ from jobs.training.recorder import Recorder
 from jobs.training.resume import DriverView, RankMismatchError, resume
 from jobs.training.training_job import TrainingJob
 from pipelines.dataset import selection
-from pipelines.dataset.shards import CorruptError, ShardError
+from pipelines.dataset.shards import ShardError
+from pipelines.errors import CorruptError
 from pipelines.images import ImageError
 from pipelines.loading import loader
 from pipelines.storage.folder import Folder, UnreachableError

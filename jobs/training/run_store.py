@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dcgan import model_files
+from dcgan import model_card
 from jobs.command import model_store
 from jobs.command.errors import UsageError
 from jobs.command.model_store import BEST
@@ -124,7 +124,7 @@ def write_best(run: Folder, best: dict[str, Any]) -> None:
 def read_best(run: Folder) -> dict[str, Any] | None:
     """best.json, if there is one. Raises UsageError if it is damaged."""
     try:
-        return checked(_Best, run, BEST, run.read(BEST, model_files.MAX_CARD_BYTES))
+        return checked(_Best, run, BEST, run.read(BEST, model_card.MAX_CARD_BYTES))
     except MissingError:
         return None
 

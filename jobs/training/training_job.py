@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dcgan.arithmetic import Arithmetic
 from dcgan.families.family import FamilyConfig
-from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from jobs.training.checkpoints import TickSchedule
 from pipelines.loading.order import Plan

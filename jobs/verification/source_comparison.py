@@ -15,14 +15,14 @@ from jobs.command.errors import UsageError
 from pipelines import images
 from pipelines.dataset import layout, reader
 from pipelines.dataset.identity import Identity, IngestIdentity
-from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import Part
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError, DatasetError, SourceError
 from pipelines.images import ImageError, Pixels
 from pipelines.ingest import catalogue, preparation
 from pipelines.ingest.relabel import Relabelling
 from pipelines.sources import registry
-from pipelines.sources.base import Choice, Item, SourceError
+from pipelines.sources.base import Choice, Item
 from pipelines.sources.registry import Origin, open_source
 from pipelines.storage.folder import Folder, StorageError, normalise
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from dcgan import numerics
-from dcgan.numerics import Arithmetic
+from dcgan import arithmetic, numerics
+from dcgan.arithmetic import Arithmetic
 from dcgan.sampling.sampler import Sampler
 from jobs.command import model_store
 from jobs.verification.source_comparison import Comparison, SourceReading
@@ -13,7 +13,7 @@ from pipelines import images
 from pipelines.dataset import layout, manifest, reader
 from pipelines.dataset.labels import labels_of
 from pipelines.dataset.layout import Index
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError
 from pipelines.storage.folder import Folder
 
 
@@ -49,7 +49,7 @@ class Regenerator:
         stored = index.identity.arithmetic
         here = numerics.fingerprint(chosen)
         equal = all(stored.get(name) == here[name] for name in here)
-        self.tolerance = 0 if equal else numerics.grey_tolerance(stored)
+        self.tolerance = 0 if equal else arithmetic.grey_tolerance(stored)
 
     def compare(self, shard: int, positions: list[int]) -> dict[str, Any]:
         """Make some samples of a shard again. Raises CorruptError for a wrong pixel, score, seed or label."""
@@ -85,7 +85,7 @@ class Regenerator:
     def compare_score(self, row: dict[str, Any], stored: np.ndarray, labels: np.ndarray | None, where: str) -> None:
         """Raises CorruptError if the logit or score of a row differs from the discriminator's for its image."""
         logit = self.sampler.score(stored[None], labels)
-        tolerance = numerics.logit_tolerance(self.index.identity.arithmetic) if self.tolerance else 0.0
+        tolerance = arithmetic.logit_tolerance(self.index.identity.arithmetic) if self.tolerance else 0.0
         score = manifest.sigmoid(logit)[0]
         # Not `> tolerance`: no comparison with NaN is true.
         if not (abs(float(logit[0]) - row["logit"]) <= tolerance and abs(float(score) - row["score"]) <= tolerance):

@@ -11,7 +11,7 @@ from pipelines import images
 from pipelines.dataset import manifest, reader, writer
 from pipelines.dataset.identity import Identity
 from pipelines.dataset.manifest import EXTRA, ShardRecord
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError
 from pipelines.images import ImageError, Pixels
 from pipelines.storage.folder import Folder
 

@@ -6,7 +6,7 @@ byte would lead to a wrong duplicate or a wrong number without an error.
 
 import hashlib
 
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError
 from pipelines.storage.folder import Folder
 
 _HASH = hashlib.sha256().digest_size

@@ -12,10 +12,6 @@ SEAL = "index.json"
 REJECTS = "rejects.parquet"
 
 
-class DatasetError(ValueError):
-    """A dataset that is missing, not sealed, or not as requested. The text says what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Index:
     """A sealed dataset: the content of index.json, and the identity of its claim."""

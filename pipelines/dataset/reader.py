@@ -15,10 +15,11 @@ from pipelines.dataset import identity as identity_file
 from pipelines.dataset import manifest, schema, shards
 from pipelines.dataset.claim import FORMAT, canonical
 from pipelines.dataset.identity import Identity
-from pipelines.dataset.layout import CLAIM, SEAL, DatasetError, Index, num_shards, shard_range
+from pipelines.dataset.layout import CLAIM, SEAL, Index, num_shards, shard_range
 from pipelines.dataset.manifest import Part, PartError, ShardRecord
 from pipelines.dataset.schema import MAX_PART_BYTES, SchemaError
-from pipelines.dataset.shards import CorruptError, Sample
+from pipelines.dataset.shards import Sample
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.image_header import dimensions
 from pipelines.images import ImageError, Pixels
 from pipelines.storage.folder import Folder, MissingError, StorageError, TooLargeError

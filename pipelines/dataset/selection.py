@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from pipelines.dataset import manifest, schema
 from pipelines.dataset.claim import canonical
-from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.layout import Index
 from pipelines.dataset.reader import open_sealed
 from pipelines.dataset.schema import MAX_FOOTER_BYTES, MAX_SELECTED, MAX_SELECTION_BYTES
+from pipelines.errors import DatasetError
 from pipelines.storage.folder import Folder, MissingError, TooLargeError
 
 COLUMNS = pa.schema(

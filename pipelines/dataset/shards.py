@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("WDS_SECURE", "1")  # read once, when webdataset is imported
-from webdataset.tariterators import group_by_keys
+from pipelines.errors import CorruptError
 
 BLOCK = tarfile.BLOCKSIZE
 EXTENSIONS = ("png", "jpg", "webp")  # of images in a shard
@@ -34,10 +33,6 @@ _HEADER = re.compile(
     + re.escape(_TEMPLATE[155:]),
     re.DOTALL,
 )
-
-
-class CorruptError(ValueError):
-    """Bytes that differ from those that were written. The text names the file."""
 
 
 class ShardError(CorruptError):
@@ -94,6 +89,9 @@ def unpack(data: bytes, where: str) -> Iterator[Sample]:
     `data` must have been checked against the dataset's index: a tar cut between two members reads without error.
     Raises ShardError, naming the member, for any content that `pack` does not write.
     """
+    os.environ.setdefault("WDS_SECURE", "1")  # read once, when webdataset is imported
+    from webdataset.tariterators import group_by_keys  # imports torch, which whoever only writes shards does not need
+
     last = -1
     try:
         for sample in group_by_keys(_members(data, where)):

@@ -20,11 +20,11 @@ from pipelines.dataset import manifest, schema, shards
 from pipelines.dataset.claim import ClaimError, canonical
 from pipelines.dataset.identity import Identity
 from pipelines.dataset.journal import Journal
-from pipelines.dataset.layout import CLAIM, SEAL, DatasetError, Index, num_shards
+from pipelines.dataset.layout import CLAIM, SEAL, Index, num_shards
 from pipelines.dataset.manifest import Part, Reject, ShardRecord
 from pipelines.dataset.reader import check_rows, not_listed, read_image, read_part, seal_json
 from pipelines.dataset.schema import SchemaError
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.storage.folder import Folder
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sources.base import Item, SourceError
+from pipelines.errors import SourceError
+from pipelines.sources.base import Item
 from pipelines.storage.folder import Folder, MissingError
 
 FOLDER = "catalogue"

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.errors import OrderError
+
 MAX_STREAMS = 64
-
-
-class OrderError(ValueError):
-    """A batch, a dataset and a number of workers that do not fit together. The text says what does."""
 
 
 @dataclass(frozen=True, slots=True)

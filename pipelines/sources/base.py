@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from pipelines.errors import SourceError
 from pipelines.images import ImageError, LimitError, Pixels
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
@@ -19,10 +20,6 @@ AHEAD = 16  # concurrent requests of one worker: a store answers in 20 ms, a dis
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class SourceError(ValueError):
-    """A source that cannot be ingested as requested. The text says what to do."""
 
 
 class Item(NamedTuple):

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from pipelines.dataset import reader
 from pipelines.dataset.manifest import ShardRecord
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError, SourceError
 from pipelines.images import LimitError
-from pipelines.sources.base import Choice, Content, Item, Source, SourceError, distinct
+from pipelines.sources.base import Choice, Content, Item, Source, distinct
 from pipelines.sources.tar_members import read_pieces
 from pipelines.storage.folder import Folder
 

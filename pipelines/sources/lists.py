@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipelines.errors import SourceError
 from pipelines.images import ImageError
-from pipelines.sources.base import Choice, Content, Item, Source, SourceError, Tally, ahead, find_column, too_large
+from pipelines.sources.base import Choice, Content, Item, Source, Tally, ahead, find_column, too_large
 from pipelines.storage.folder import Folder, MissingError, TooLargeError
 
 MAX_LINE_BYTES = 1 << 20  # of JSON lines

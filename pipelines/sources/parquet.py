@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.errors import SourceError
 from pipelines.images import ImageError
 from pipelines.sources.base import (
     Choice,
     Content,
     Item,
     Source,
-    SourceError,
     changed,
     class_of,
     distinct,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from pipelines.dataset import layout
 from pipelines.dataset.manifest import part_name
-from pipelines.sources.base import IMAGE_ENDINGS, Choice, Source, SourceError, is_image, is_junk
+from pipelines.errors import SourceError
+from pipelines.sources.base import IMAGE_ENDINGS, Choice, Source, is_image, is_junk
 from pipelines.sources.folders import FolderSource
 from pipelines.sources.ganmill_dataset import SealedSource
 from pipelines.sources.idx import digits, idx, idx_splits, is_array

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO
 
+from pipelines.errors import SourceError
 from pipelines.images import ImageError
-from pipelines.sources.base import Content, Item, SourceError, ahead, is_junk, too_large
+from pipelines.sources.base import Content, Item, ahead, is_junk, too_large
 from pipelines.storage.folder import Folder
 
 # Pickles, by the endings with which webdataset's decoders load them. Nothing here reads them. A dataset with one is

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO
 
+from pipelines.errors import SourceError
 from pipelines.sources.base import (
     OTHER_SPLIT,
     Choice,
     Content,
     Item,
     Source,
-    SourceError,
     changed,
     folder_label,
     is_image,

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.sources.base import Choice, Content, Item, Source, SourceError, as_pixels, class_of, distinct
+from pipelines.errors import SourceError
+from pipelines.sources.base import Choice, Content, Item, Source, as_pixels, class_of, distinct
 
 
 class TorchvisionSource(Source):

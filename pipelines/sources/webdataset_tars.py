@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from pipelines.sources.base import Choice, Content, Item, Source, SourceError, Tally, ahead, is_image, is_junk, of_split
+from pipelines.errors import SourceError
+from pipelines.sources.base import Choice, Content, Item, Source, Tally, ahead, is_image, is_junk, of_split
 from pipelines.sources.tar_members import members, read_pieces
 from pipelines.sources.tars import TAR_ENDINGS
 from pipelines.storage.folder import Folder

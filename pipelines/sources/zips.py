@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO
 
+from pipelines.errors import SourceError
 from pipelines.images import ImageError
 from pipelines.sources.base import (
     OTHER_SPLIT,
@@ -15,7 +16,6 @@ from pipelines.sources.base import (
     Content,
     Item,
     Source,
-    SourceError,
     changed,
     folder_label,
     is_image,

@@ -12,10 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from dcgan import model_files
+from dcgan import model_card, model_files
+from dcgan.errors import ModelError
 from dcgan.families.family import FamilyConfig
 from dcgan.families.registry import FAMILIES, build
-from dcgan.model_files import CARD, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS, Model, ModelError
+from dcgan.model_card import CARD, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS
+from dcgan.model_files import Model
 from tests.families import configure
 
 Files = dict[str, bytes]
@@ -94,11 +96,11 @@ def test_the_card_is_last_has_the_other_hashes_and_its_sha256_is_the_digest() ->
     files = packed()
     assert list(files) == [GENERATOR, DISCRIMINATOR, "model.json"]
     card = json.loads(files["model.json"])
-    assert model_files.digest(files["model.json"]) == hashlib.sha256(files["model.json"]).hexdigest()
+    assert model_card.digest(files["model.json"]) == hashlib.sha256(files["model.json"]).hexdigest()
     assert card["files"] == {
         name: {"bytes": len(files[name]), "sha256": hashlib.sha256(files[name]).hexdigest()} for name in WEIGHTS
     }
-    assert model_files.read_card(files["model.json"]) == card
+    assert model_card.read_card(files["model.json"]) == card
 
 
 def test_the_digest_depends_on_weights_class_names_and_provenance() -> None:
@@ -107,7 +109,7 @@ def test_the_digest_depends_on_weights_class_names_and_provenance() -> None:
         models[1].discriminator.head.bias += 1e-30
     models[2] = Model(models[2].generator, models[2].discriminator, ["class 0", "class one"], models[2].provenance)
     models[3] = Model(models[3].generator, models[3].discriminator, models[3].classes, {})
-    assert len({model_files.digest(model_files.pack(model)[CARD]) for model in models}) == 4
+    assert len({model_card.digest(model_files.pack(model)[CARD]) for model in models}) == 4
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -128,9 +130,9 @@ def test_a_flipped_byte_of_the_card_is_refused_or_changes_the_digest() -> None:
     refused = 0
     for position in range(len(card)):
         flipped = card[:position] + bytes([card[position] ^ 0x11]) + card[position + 1 :]
-        assert model_files.digest(flipped) != model_files.digest(card)
+        assert model_card.digest(flipped) != model_card.digest(card)
         try:
-            model_files.read_card(flipped)
+            model_card.read_card(flipped)
         except ModelError:
             refused += 1
     assert refused > len(card) // 2
@@ -271,9 +273,9 @@ def test_a_file_that_is_not_a_card_is_refused(card: bytes) -> None:
 def test_a_card_that_is_too_large_is_refused_unparsed() -> None:
     card = packed()[CARD]
     padded = card + b" " * (MAX_CARD_BYTES - len(card))
-    assert model_files.read_card(padded) == model_files.read_card(card)
+    assert model_card.read_card(padded) == model_card.read_card(card)
     with pytest.raises(ModelError) as caught:
-        model_files.read_card(padded + b" ")
+        model_card.read_card(padded + b" ")
     assert str(caught.value) == f"model.json has {MAX_CARD_BYTES + 1} bytes; at most {MAX_CARD_BYTES} are read"
 
 
@@ -296,5 +298,5 @@ def test_a_model_of_format_1_is_read(kind: str) -> None:
 
 def test_a_field_that_is_missing_in_a_card_has_its_default() -> None:
     files = with_card(packed(), lambda card: card["config"].pop("z_dim"))
-    assert model_files.config_of(json.loads(files[CARD])).z_dim == 100
+    assert model_card.config_of(json.loads(files[CARD])).z_dim == 100
     assert refusal(files).startswith(f"{GENERATOR} does not fit the networks: ")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 
-from dcgan import model_files, numerics
+from dcgan import model_card, model_files, numerics
 from jobs import generate, ingest, train
 from jobs.command import model_store
 from jobs.training import run_store
@@ -77,7 +77,7 @@ def test_a_model_of_then_is_read_and_its_images_are_made_again(golden: Path, fac
     if same_bits(facts):
         assert sum(shard["exact"] for shard in made) == make.COUNT
     again = model_files.pack(model)
-    for file in model_files.WEIGHTS:
+    for file in model_card.WEIGHTS:
         assert again[file] == (golden / "models" / name / file).read_bytes()
 
 

@@ -33,7 +33,7 @@ def requests(proxy: FaultyProxy) -> Counter[str]:
 
 def test_the_requests_of_a_real_job_are_those_of_the_formula(digits_run: Path, s3: str, proxy: FaultyProxy) -> None:
     with ray_here():
-        model_store.store_files(model_store.open_model(Folder(str(digits_run))).files, Folder(f"{s3}/model"))
+        model_store.store_files(model_store.open_model(Folder(str(digits_run)))[1].files, Folder(f"{s3}/model"))
         requests(proxy)
         for shards, workers in ((3, 1), (260, 2)):
             output = f"{s3}/{shards}"

@@ -14,13 +14,14 @@ import pytest
 from safetensors.numpy import load
 
 from dcgan import numerics
+from dcgan.arithmetic import Arithmetic
 from dcgan.evaluation import rejection
-from dcgan.numerics import Arithmetic
 from jobs import curate, evaluate, train
 from jobs.command.errors import LostWorkError, UsageError
 from jobs.evaluation import accuracy_score
 from jobs.selection import rules
 from jobs.selection.rules import Scores
+from jobs.selection.worker import ScoreShard
 from pipelines.dataset import checked_file, layout, reader, selection
 from pipelines.dataset.selection import SelectionError
 from pipelines.storage.folder import Folder
@@ -158,7 +159,7 @@ def test_drs_through_the_command(
     assert f"acceptance rate {report['acceptance']:.4f}, expected {report['expected_acceptance']:.4f}" in told
     assert re.search(r"^Brier score .*0\.\d{4} +0\.\d{4}$", told, re.M)
     assert [len(report[name]) for name in ("log_m", "gamma", "expected")] == [10, 10, 10]
-    scorer = curate.ScoreShard(str(synthetic), str(digits), arithmetic_of(index))
+    scorer = ScoreShard(str(synthetic), str(digits), arithmetic_of(index))
     real_N = np.array([logit for shard in range(3) for logit in scorer(shard)["logits"]], np.float32)[:2500]
     rows = logits(synthetic)
     again = rules.drs(
@@ -175,7 +176,7 @@ def arithmetic_of(index: layout.Index) -> Arithmetic:
 def test_real_images_are_scored_as_synthetic_ones_were(synthetic: Path, one_thread: None) -> None:
     """The dataset as its own holdout: its logits are those of the manifest, bit for bit."""
     index = reader.open_sealed(Folder(str(synthetic)))
-    scorer = curate.ScoreShard(str(synthetic), str(synthetic), arithmetic_of(index))
+    scorer = ScoreShard(str(synthetic), str(synthetic), arithmetic_of(index))
     assert scorer(2)["logits"] == [logit for *_, logit in logits(synthetic)[500:750]]
 
 

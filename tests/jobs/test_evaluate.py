@@ -22,8 +22,8 @@ from jobs.evaluation import feature_pass
 from pipelines import images
 from pipelines.dataset import layout, reader, writer
 from pipelines.dataset.identity import from_json
-from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.shards import Sample
+from pipelines.errors import DatasetError
 from pipelines.loading import loader
 from pipelines.storage.folder import Folder
 

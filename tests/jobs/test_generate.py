@@ -18,16 +18,16 @@ import pytest
 import ray
 import torch
 
-from dcgan import model_files, numerics
+from dcgan import model_card, numerics
+from dcgan.errors import ModelError
 from dcgan.families.registry import build
-from dcgan.model_files import Model, ModelError
+from dcgan.model_files import Model
 from jobs import generate, verify
 from jobs.command import model_store
 from jobs.command.errors import LostWorkError, UsageError
 from jobs.verification.worker import VerifyShard
 from pipelines.dataset import reader, shards
-from pipelines.dataset.layout import DatasetError
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.storage.folder import Folder
 from tests.families import configure
 
@@ -182,7 +182,7 @@ def test_another_model_is_refused(make: Make, copy: Path, digits_run: Path, tmp_
             f'{copy}: claimed with model = "{before}", this run has "{now}"; '
             f"use --model {copy}/model to go on with its own model, or another --output"
         )
-    assert model_files.digest((copy / "model" / "model.json").read_bytes()) == before
+    assert model_card.digest((copy / "model" / "model.json").read_bytes()) == before
 
 
 def test_the_model_that_a_dataset_carries_goes_on(make: Make, copy: Path, plain: Path) -> None:

@@ -23,11 +23,12 @@ from jobs.command.settings import load
 from jobs.ingestion import duplicate_search
 from jobs.ingestion.worker import IngestShard
 from pipelines.dataset import reader, shards
-from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.layout import Index
+from pipelines.errors import DatasetError, SourceError
 from pipelines.ingest import catalogue
 from pipelines.ingest.catalogue import Catalogue
 from pipelines.sources import registry
-from pipelines.sources.base import Choice, SourceError
+from pipelines.sources.base import Choice
 from pipelines.storage.folder import Folder
 from tests.conftest import Job
 

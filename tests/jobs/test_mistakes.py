@@ -16,10 +16,11 @@ from jobs import curate, evaluate, explore, generate, ingest, train, verify
 from jobs.command import environment
 from jobs.command.errors import UsageError
 from jobs.command.settings import JobSettings, load
+from jobs.ingestion.main import _identity
 from pipelines import images
 from pipelines.dataset import writer
 from pipelines.dataset.identity import from_json
-from pipelines.dataset.layout import DatasetError
+from pipelines.errors import DatasetError
 from pipelines.ingest import catalogue
 from pipelines.sources import registry
 from pipelines.sources.base import Choice
@@ -348,7 +349,7 @@ def test_what_an_earlier_version_began_from_several_parquet_files_is_not_gone_on
     settings = ingest.IngestSettings(source=str(tmp_path), output=str(tmp_path / "out"))
     source = registry.open_source(str(tmp_path), "parquet", Choice())
     kept, _ = catalogue.plan(source.items(), str(tmp_path), None, True, 0, 0.0, tmp_path)
-    identity = ingest._identity(settings, source, {}, kept, kept)
+    identity = _identity(settings, source, {}, kept, kept)
     earlier = identity.to_json()
     assert earlier.pop("reader", None) == (2 if files > 1 else None)
     if files > 1:

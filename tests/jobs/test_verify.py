@@ -16,17 +16,18 @@ import pytest
 import ray
 import torch
 
-from dcgan import model_files, numerics
+from dcgan import model_card, numerics
 from dcgan.families.registry import build
 from dcgan.model_files import Model
-from jobs import curate, generate, verify
+from jobs import generate, verify
 from jobs.command import model_store
 from jobs.command.errors import UsageError
+from jobs.selection.main import read_scores
 from jobs.verification.worker import Regenerator, VerifyShard
 from pipelines import images
 from pipelines.dataset import card, layout, manifest, reader, shards, writer
 from pipelines.dataset.manifest import PartError
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError
 from pipelines.storage.folder import Folder
 
 SHARD = 1  # where damage is done; it owns the indices 250 to 499
@@ -262,7 +263,7 @@ def test_rows_that_an_earlier_version_sealed_with_nan_do_not_pass(copy: Path, lo
     with pytest.raises(PartError, match=told):
         check_one(copy)
     with pytest.raises(PartError, match=told):
-        curate.read_scores(place, reader.open_sealed(place))
+        read_scores(place, reader.open_sealed(place))
 
 
 def test_regenerate_through_the_command(copy: Path, local_ray: None) -> None:
@@ -286,7 +287,7 @@ def test_regenerate_with_another_model(copy: Path, one_thread: None) -> None:
     with pytest.raises(CorruptError) as error:
         check_one(copy, regenerate=4)
     assert str(error.value) == f"{copy}/model: its digest is {another}, the dataset was made by {digest}"
-    assert another == model_files.digest((copy / "model/model.json").read_bytes())
+    assert another == model_card.digest((copy / "model/model.json").read_bytes())
 
 
 def test_regenerate_needs_generated_images(digits: Path) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from dcgan.evaluation.features import FeaturesError
 from dcgan.exploration.discriminator_features import GRID, convolution_blocks, discriminator_features, untrained
-from dcgan.families.family import Discriminator, FamilyConfig
+from dcgan.families.family import FamilyConfig
 from dcgan.families.layers import Projection
+from dcgan.families.networks import Discriminator
 from tests.families import configure
 
 CONFIGS = {

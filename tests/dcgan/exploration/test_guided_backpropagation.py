@@ -7,7 +7,8 @@ from torch import nn
 
 from dcgan.exploration.discriminator_features import untrained
 from dcgan.exploration.guided_backpropagation import UnitSaliency
-from dcgan.families.family import Discriminator, FamilyConfig
+from dcgan.families.family import FamilyConfig
+from dcgan.families.networks import Discriminator
 from tests.families import configure
 
 

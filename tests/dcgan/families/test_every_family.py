@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from dcgan import model_files
+from dcgan.arithmetic import Arithmetic
 from dcgan.configuration import fields, identity
 from dcgan.families import registry
 from dcgan.families.family import FamilyConfig
 from dcgan.families.registry import FAMILIES
 from dcgan.model_files import Model
-from dcgan.numerics import Arithmetic
 from dcgan.sampling import latents
 from dcgan.sampling.sampler import BATCH_MULTIPLE, Sampler
 from dcgan.training.configuration import MethodConfig
@@ -27,7 +27,7 @@ from dcgan.training.state import check_state
 from dcgan.training.step import EXPORT_BATCH_SIZE, EXPORT_BATCHES, Training
 from tests import two_ranks
 
-FLOAT = Arithmetic("cpu", torch.float32)
+FLOAT = Arithmetic("cpu", "float32")
 BATCH, CLASSES = 8, 3
 
 

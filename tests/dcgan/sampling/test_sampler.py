@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from dcgan import model_files
+from dcgan.arithmetic import Arithmetic
 from dcgan.families.family import FamilyConfig
 from dcgan.families.registry import build
 from dcgan.model_files import Model
-from dcgan.numerics import Arithmetic
 from dcgan.sampling import latents, sampler
 from dcgan.sampling.sampler import SampleError, Sampler
 from tests.families import configure
 
-FLOAT, BFLOAT = Arithmetic("cpu", torch.float32), Arithmetic("cpu", torch.bfloat16)
+FLOAT, BFLOAT = Arithmetic("cpu", "float32"), Arithmetic("cpu", "bfloat16")
 CONFIGS = {
     "dcgan 28": configure("dcgan", image_size=28, channels=1, width=16, z_dim=100, num_classes=3),
     "dcgan 64": configure("dcgan", image_size=64, channels=3, width=8, z_dim=21),
@@ -214,7 +214,7 @@ def test_a_sampler_does_not_change_the_gpu_flags(device: str) -> None:
         if device == "cpu" or torch.cuda.is_available()
         else pytest.raises((RuntimeError, AssertionError))
     ):
-        sampler = Sampler(model, Arithmetic(device, torch.float32), 8)
+        sampler = Sampler(model, Arithmetic(device, "float32"), 8)
         assert kernel_flags() == before
         made = sampler.sample(range(5), np.zeros(5, np.int64))
         sampler.score(made.images_NHWC, np.zeros(5, np.int64))

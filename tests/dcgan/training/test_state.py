@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dcgan import model_files
-from dcgan.numerics import Arithmetic
+from dcgan.arithmetic import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.state import NonFiniteError, check_finite, check_state, check_weights
 from dcgan.training.step import Training

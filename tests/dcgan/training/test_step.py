@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dcgan import model_files
-from dcgan.numerics import Arithmetic
+from dcgan.arithmetic import Arithmetic
 from dcgan.sampling import latents
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.losses import LOSSES

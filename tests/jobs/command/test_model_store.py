@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcgan import model_files
+from dcgan import model_card, model_files
+from dcgan.errors import ModelError
 from dcgan.families.registry import build
-from dcgan.model_files import CARD, WEIGHTS, Model, ModelError
-from jobs import generate
+from dcgan.model_card import CARD, WEIGHTS
+from dcgan.model_files import Model
 from jobs.command import model_store
+from jobs.generation.main import _claim
 from jobs.training import run_store
 from pipelines.dataset.identity import GenerateIdentity, ImageFormat
 from pipelines.storage.folder import Folder
@@ -36,7 +38,7 @@ def test_a_model_that_a_run_replaces_meanwhile_is_read_whole(tmp_path: Path) -> 
     """At the start of each reading another thread begins to replace the best model, as a run that trains does."""
     run = Folder(str(tmp_path / "run"))
     made = [make(seed) for seed in range(4)]
-    digests = {model_files.digest(model_files.pack(model)[CARD]) for model in made}
+    digests = {model_card.digest(model_files.pack(model)[CARD]) for model in made}
     replace(run, made[0], 0)
     turn, broken, over = threading.Event(), [], False
 
@@ -70,12 +72,12 @@ def test_a_model_that_a_run_replaces_meanwhile_is_read_whole(tmp_path: Path) -> 
         turn.set()
         trainer.join()
     assert not broken
-    assert len({one.folder.url for one in taken}) > 5
+    assert len({one.folder.url for _, one in taken}) > 5
     assert met, "no reading met a replacement: the test shows nothing"
-    for one in taken:
+    for model, one in taken:
         assert one.digest in digests
-        assert one.digest == model_files.digest(one.files[CARD])
-        assert model_files.pack(one.model) == one.files
+        assert one.digest == model_card.digest(one.files[CARD])
+        assert model_files.pack(model) == one.files
 
 
 def test_a_best_model_that_is_not_there_and_stays_so_is_an_error(tmp_path: Path) -> None:
@@ -92,15 +94,15 @@ def test_a_model_that_a_run_deletes_once_it_was_read_is_in_the_dataset_whole(tmp
     """Else the claim names a model that is nowhere, and the same command is refused for ever."""
     run, output = Folder(str(tmp_path / "run")), Folder(str(tmp_path / "synthetic"))
     replace(run, make(0), 1)
-    opened = model_store.open_model(run)
+    _, opened = model_store.open_model(run)
     replace(run, make(1), 2)
     assert not opened.folder.list()
     shape = {"count": 4, "shard_size": 2, "image_size": 28, "channels": 1, "classes": None}
     identity = GenerateIdentity(
         producer="generate", model=opened.digest, image=ImageFormat(format="png"), arithmetic={}, **shape
     )
-    generate._claim(output, identity, {}, opened)
-    carried = model_store.read(output / model_store.IN_DATASET)
+    _claim(output, identity, {}, opened)
+    _, carried = model_store.read(output / model_store.IN_DATASET)
     assert (carried.digest, carried.files) == (opened.digest, opened.files)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from dcgan.arithmetic import Arithmetic
 from dcgan.evaluation.tick_metric import RandomFeatures, diversity
-from dcgan.numerics import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.training.diagnostics import ALIKE, PATIENCE, STRONG, warnings
@@ -96,7 +96,7 @@ def test_a_generator_that_does_not_learn_is_seen(one_thread: None) -> None:
     """A real training of a few steps: noise is told from stripes at once, and all noise looks alike."""
     network = configure("dcgan", image_size=28, channels=1, width=4, z_dim=6)
     method = MethodConfig(generator_lr=1e-9, discriminator_lr=2e-3)
-    training = Training(network, method, Arithmetic("cpu", torch.float32), seed=0)
+    training = Training(network, method, Arithmetic("cpu", "float32"), seed=0)
     features = RandomFeatures(1)
     ticks: list[dict[str, Any]] = []
     for tick in range(6):

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from dcgan.numerics import Arithmetic
+from dcgan.arithmetic import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.training import checkpoints, ranks, resume, run_store
@@ -23,7 +22,7 @@ SEEN = {"same": (0, 0), "behind": (0, 32), "older": (0, 0), "another": (0, 0), "
 
 def begun(place: Path, seed: int = 3, images: tuple[int, ...] = (16, 32)) -> None:
     begin(place)
-    training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), seed)
+    training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", "float32"), seed)
     for seen in images:
         step(training, seen - 16)
         checkpoints.save(Folder(str(place)), seen, training.state(), 9)
@@ -49,7 +48,7 @@ def rank_main(rank: int, folder: str) -> None:
     """One rank: every case, and then three words of its own."""
     claim = run_store.claim_digest(Folder(f"{folder}/same/0"))
     for case, (_, committed) in SEEN.items():
-        training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), 3, world=2)
+        training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", "float32"), 3, world=2)
         said = {"images": -1, "error": "", "digest": ""}
         try:
             known = resume.DriverView(claim, committed)
@@ -58,7 +57,7 @@ def rank_main(rank: int, folder: str) -> None:
         except resume.RankMismatchError as error:
             said["error"] = str(error)
         Path(folder, f"{case} {rank}.json").write_text(json.dumps(said))
-    other = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), seed=rank)
+    other = Training(NETWORK, MethodConfig(), Arithmetic("cpu", "float32"), seed=rank)
     with pytest.raises(resume.RankMismatchError, match=r"^rank 1 on node .* holds other weights than rank 0 on node "):
         resume.check_identical(other, Folder(folder))
     assert ranks.gather_text("né" * 3000 if rank else "") == ["", "né" * 1365 + "n"]

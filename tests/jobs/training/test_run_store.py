@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from dcgan import model_files
-from dcgan.numerics import Arithmetic
+from dcgan.arithmetic import Arithmetic
 from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.command import model_store
 from jobs.command.errors import UsageError
 from jobs.training import checkpoints, loop, run_store
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError
 from pipelines.storage.folder import Folder, MissingError, StorageError, UnreachableError
 from tests.families import configure
 
@@ -45,7 +45,7 @@ def step(training: Training, seen: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     """After a step. Not to be changed."""
-    training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), 3)
+    training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", "float32"), 3)
     step(training, 0)
     return training.state()
 
@@ -212,7 +212,7 @@ def test_the_steps_since_the_last_tick_are_kept_with_a_checkpoint_between_two(
 
 
 def test_steps_that_were_kept_have_the_same_means() -> None:
-    training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", torch.float32), 3)
+    training = Training(NETWORK, MethodConfig(), Arithmetic("cpu", "float32"), 3)
     history = [step(training, seen) for seen in (0, 16, 32)]
     kept = checkpoints.unpack_history(model_files.from_bytes(model_files.to_bytes(checkpoints.pack_history(history))))
     assert [{n: float(v) for n, v in one.items()} for one in kept] == [

@@ -27,11 +27,11 @@ from jobs.verification.worker import VerifyShard
 from pipelines import images
 from pipelines.dataset import layout, reader, shards, writer
 from pipelines.dataset.identity import from_json
-from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.manifest import Reject
+from pipelines.errors import DatasetError, SourceError
 from pipelines.ingest import catalogue
 from pipelines.sources import registry
-from pipelines.sources.base import Choice, SourceError
+from pipelines.sources.base import Choice
 from pipelines.sources.registry import Origin
 from pipelines.storage.folder import Folder
 from tests.conftest import refused

@@ -24,11 +24,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pipelines.dataset import card, layout, reader, selection, writer
 from pipelines.dataset.identity import from_json
 from pipelines.dataset.journal import Journal
-from pipelines.dataset.layout import DatasetError
 from pipelines.dataset.manifest import part_name, tar_name
 from pipelines.dataset.schema import SchemaError
 from pipelines.dataset.selection import Facts
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.sources.base import Choice
 from pipelines.sources.registry import open_source
 from pipelines.storage.folder import Folder, MissingError

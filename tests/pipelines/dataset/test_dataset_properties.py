@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from pipelines import images
 from pipelines.dataset import layout, manifest, reader, selection, shards, writer
 from pipelines.dataset.journal import Journal
-from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import PartError, Reject
 from pipelines.dataset.selection import Facts
-from pipelines.dataset.shards import CorruptError, Sample, ShardError
+from pipelines.dataset.shards import Sample, ShardError
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.images import ImageError
 from pipelines.ingest import duplicates
 from pipelines.loading import loader, order

@@ -19,9 +19,10 @@ from pipelines import images
 from pipelines.dataset import card, claim, layout, manifest, reader, shards, writer
 from pipelines.dataset.identity import Identity, from_json
 from pipelines.dataset.journal import Journal
-from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import PartError, Reject, ShardRecord
-from pipelines.dataset.shards import CorruptError, Packed, Sample, ShardError
+from pipelines.dataset.shards import Packed, Sample, ShardError
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.storage.folder import Folder, MissingError
 
 REFUSALS = (CorruptError, DatasetError, PartError, ShardError)

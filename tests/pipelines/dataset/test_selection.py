@@ -21,9 +21,9 @@ import pytest
 
 from pipelines import images
 from pipelines.dataset import reader, selection
-from pipelines.dataset.layout import DatasetError, Index
+from pipelines.dataset.layout import Index
 from pipelines.dataset.selection import COLUMNS, Facts, Selection, SelectionError
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError, DatasetError
 from pipelines.loading import loader, order
 from pipelines.storage.folder import Folder
 from tests.pipelines.loading.test_loader import COUNT, GONE, SHARD_SIZE, make, pixels

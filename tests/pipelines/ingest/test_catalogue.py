@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import SourceError
 from pipelines.ingest import catalogue
 from pipelines.ingest.catalogue import Catalogue, Reader
-from pipelines.sources.base import Item, SourceError
+from pipelines.sources.base import Item
 from pipelines.storage.folder import Folder
 
 

@@ -15,7 +15,8 @@ from pipelines.dataset import layout, reader, writer
 from pipelines.dataset.identity import from_json
 from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import Reject
-from pipelines.dataset.shards import CorruptError, Sample
+from pipelines.dataset.shards import Sample
+from pipelines.errors import CorruptError
 from pipelines.loading import loader, order
 from pipelines.loading.loader import Batch
 from pipelines.loading.order import Plan

@@ -6,8 +6,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from pipelines.errors import OrderError
 from pipelines.loading import order
-from pipelines.loading.order import OrderError, Plan, check_workers, make_plan
+from pipelines.loading.order import Plan, check_workers, make_plan
 
 COUNTS = [
     (10,),

@@ -23,9 +23,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as HfImage
 
 from pipelines import images
+from pipelines.errors import SourceError
 from pipelines.images import ImageError
 from pipelines.sources import tars
-from pipelines.sources.base import SourceError
 from pipelines.sources.registry import kind_of
 from pipelines.storage.folder import Folder, StorageError
 from tests.pipelines.sources.test_sources import Source, open_source

@@ -24,11 +24,12 @@ from datasets import Image as HfImage
 
 from jobs.ingestion.worker import IngestShard
 from pipelines.dataset import writer
-from pipelines.dataset.shards import CorruptError, Sample
+from pipelines.dataset.shards import Sample
+from pipelines.errors import CorruptError, SourceError
 from pipelines.images import ImageError
 from pipelines.ingest import catalogue
 from pipelines.sources import registry
-from pipelines.sources.base import Choice, SourceError, Tally, distinct
+from pipelines.sources.base import Choice, Tally, distinct
 from pipelines.sources.registry import Origin, kind_of
 from pipelines.storage.folder import Folder, StorageError
 from tests.pipelines.dataset.test_reader_and_writer import identity

@@ -22,11 +22,11 @@ from jobs.ingestion.worker import IngestShard
 from pipelines import images
 from pipelines.dataset import layout, reader, writer
 from pipelines.dataset.identity import Identity, from_json
-from pipelines.dataset.shards import CorruptError
+from pipelines.errors import CorruptError, SourceError
 from pipelines.images import ImageError
 from pipelines.ingest import catalogue
 from pipelines.ingest.catalogue import Catalogue
-from pipelines.sources.base import Content, Item, Source, SourceError
+from pipelines.sources.base import Content, Item, Source
 from pipelines.sources.registry import Origin, kind_of
 from pipelines.storage.folder import Folder
 from tests.pipelines.sources.pictures import PILES, SIDE, Laid, SealedPile, examples, png, scratch, sealed_piles

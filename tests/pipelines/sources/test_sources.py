@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from pipelines import images
+from pipelines.errors import SourceError
 from pipelines.images import ImageError
 from pipelines.ingest import catalogue
 from pipelines.sources import registry
-from pipelines.sources.base import Choice, Item, SourceError
+from pipelines.sources.base import Choice, Item
 from pipelines.storage.folder import Folder, MissingError
 
 PNG = {n: images.encode(np.full((4, 4, 1), n, np.uint8)) for n in range(10)}

@@ -1,29 +1,14 @@
-"""`gan`: the fully connected networks of the first GAN.
-
-A vector is a 1x1 map, and a fully connected layer is a 1x1 convolution.
-
-Source: Goodfellow et al. 2014, arXiv:1406.2661, and their code's mnist.yaml. There the output is a sigmoid, here tanh.
-"""
+"""The networks of `gan`."""
 
 import itertools
-from typing import ClassVar
 
-from pydantic.dataclasses import dataclass
 from torch import nn
 
-from dcgan.configuration import STRICT
-from dcgan.families.dcgan import DcganConfig
-from dcgan.families.family import PLAIN, Convolutions, Family
 from dcgan.families.layers import LayeredDiscriminator, LayeredGenerator, Maxout, Projection
+from dcgan.families.mlp_gan.family import MlpGanConfig
+from dcgan.families.networks import PLAIN, Convolutions
 
 UNITS, MAXOUT_UNITS, PIECES = 1200, 240, 5  # as in the original for MNIST
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
-class MlpGanConfig(DcganConfig):
-    """`width` has no effect: the original's units are fixed. It exists because older runs and models have it."""
-
-    family: ClassVar[str] = "gan"
 
 
 class Generator(LayeredGenerator):
@@ -48,9 +33,3 @@ class Discriminator(LayeredDiscriminator):
 
     def convolution_blocks(self) -> list[nn.Sequential]:
         return []  # its 1x1 convolutions are fully connected layers
-
-
-class MlpGan(Family):
-    config = MlpGanConfig
-    generator = Generator
-    discriminator = Discriminator

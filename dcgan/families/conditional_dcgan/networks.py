@@ -1,29 +1,12 @@
-"""`cdcgan`: the authors' conditional DCGAN for MNIST, with fully connected layers and the class at every layer.
-
-Source: Radford et al. 2015, arXiv:1511.06434, and their code's mnist/train_cond_dcgan.py. There the kernels are 5x5,
-the units are 1,024, and pixels range from 0 to 1.
-"""
+"""The networks of `cdcgan`."""
 
 import itertools
-from typing import ClassVar
 
-from pydantic.dataclasses import dataclass
 from torch import nn
 
-from dcgan.configuration import STRICT
-from dcgan.families.dcgan import DcganConfig
-from dcgan.families.family import PLAIN, Convolutions, Family
+from dcgan.families.conditional_dcgan.family import ConditionalDcganConfig
 from dcgan.families.layers import JoinClass, LayeredDiscriminator, LayeredGenerator, Projection
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
-class ConditionalDcganConfig(DcganConfig):
-    family: ClassVar[str] = "cdcgan"
-
-    @property
-    def units(self) -> int:
-        """Units of the fully connected layers: at width 64 half of the paper's 1,024, as good and a third faster."""
-        return 8 * self.width
+from dcgan.families.networks import PLAIN, Convolutions
 
 
 class Generator(LayeredGenerator):
@@ -55,25 +38,6 @@ class Discriminator(LayeredDiscriminator):
         layers += [Projection(widths[-1] * config.base**2, classes, 1, units), nn.BatchNorm2d(units)]
         layers += [nn.LeakyReLU(0.2), *_join(classes)]
         super().__init__(config, layers, units + classes, num_classes=0)
-
-
-class ConditionalDcgan(Family):
-    config = ConditionalDcganConfig
-    generator = Generator
-    discriminator = Discriminator
-    least_images = 2  # a batch norm of 1x1 maps has one value per image, and needs two
-
-    def check_loss(self, loss: str, critic: bool) -> None:
-        """Refuses critics.
-
-        The last layer before the head is a batch norm, and real and fake images pass through it in separate batches. It
-        removes the difference of their means, which is all that a critic uses.
-        """
-        if critic:
-            raise ValueError(
-                f"loss is {loss}; with network {self.name} it must be log or hinge, because the last batch norm "
-                f"removes the difference of means that {loss} uses; or use network {DcganConfig.family}"
-            )
 
 
 def _join(num_classes: int) -> list[nn.Module]:

@@ -1,27 +1,12 @@
-"""`keras`: the widely copied Keras variant of DCGAN for MNIST, 28x28 only.
-
-Source: Keras-GAN's dcgan.py (E. Linder-Noren). Keras's batch norm momentum of 0.8 is 0.2 in torch.
-"""
+"""The networks of `keras`."""
 
 import itertools
-from typing import ClassVar, Literal
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import nn
 
-from dcgan.configuration import STRICT
-from dcgan.families.dcgan import DcganConfig
-from dcgan.families.family import PLAIN, Convolutions, Family
+from dcgan.families.keras_dcgan.family import KerasDcganConfig
 from dcgan.families.layers import LayeredDiscriminator, LayeredGenerator, Projection
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
-class KerasDcganConfig(DcganConfig):
-    """`width` has no effect: the original's channels are fixed. It exists because older runs and models have it."""
-
-    family: ClassVar[str] = "keras"
-    image_size: Literal[28] = Field(28, description="28")
+from dcgan.families.networks import PLAIN, Convolutions
 
 
 class Generator(LayeredGenerator):
@@ -47,9 +32,3 @@ class Discriminator(LayeredDiscriminator):
             layers += [nn.BatchNorm2d(wide, momentum=0.2)] if i else []
             layers += [nn.LeakyReLU(0.2), nn.Dropout(0.25)]
         super().__init__(config, layers, widths[-1] * 4 * 4, config.num_classes)
-
-
-class KerasDcgan(Family):
-    config = KerasDcganConfig
-    generator = Generator
-    discriminator = Discriminator

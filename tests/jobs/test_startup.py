@@ -1,0 +1,34 @@
+"""Commands start quickly: what takes seconds to import is imported by those who need it, when they do."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMMANDS = ("ingest", "train", "generate", "verify", "curate", "evaluate", "explore")
+SLOW = {"torch", "ray", "pyarrow", "pandas", "cv2", "scipy", "sklearn", "webdataset", "s3fs", "torchvision"}
+# What drives workers has no use for tensors: 2 s and 400 MB.
+WITHOUT_TORCH = ("ingestion", "generation", "verification", "selection")
+
+
+def loaded(code: str) -> set[str]:
+    """The slow modules that code has imported, in a fresh interpreter."""
+    code = f"import sys\n{code}\nprint(*{SLOW!r} & sys.modules.keys(), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {*done.stderr.split()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_offers_its_settings_before_it_imports_anything_slow(command: str) -> None:
+    assert loaded(f"import jobs.{command}") == set()
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_a_driver_imports_no_torch_and_no_scikit_learn(room: str) -> None:
+    assert loaded(f"import jobs.{room}.main") == {"ray", "pyarrow", "cv2"}
+
+
+def test_a_worker_that_only_writes_shards_needs_no_torch() -> None:
+    assert loaded("import jobs.ingestion.worker, jobs.cluster.shard_worker") == {"ray", "pyarrow", "cv2"}
