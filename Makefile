@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help install install-dev infra-tools demo cluster-demo test test-all test-long lint format docs lock clean
+.PHONY: help install install-dev infra-tools demo cluster-demo test test-slow test-all test-long lint format docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,10 +19,13 @@ demo: install ## real digits to a trained DCGAN to 10,000 synthetic digits, in m
 cluster-demo: install-dev ## the same on several hosts of this machine, one of which dies (Linux; infra/README.md)
 	@$(BIN)/python infra/cluster_demo.py
 
-test: install-dev infra-tools ## what CI runs: half an hour on two cores
-	$(BIN)/python -m pytest -m "not long" -n 2
+test: install-dev infra-tools ## the quick suite: some minutes on two cores
+	$(BIN)/python -m pytest -m "not slow and not long" -n 2
 
-test-all: install-dev infra-tools ## every test, with those that take minutes each
+test-slow: install-dev infra-tools ## what CI runs besides: kills, clusters, stores that fail
+	$(BIN)/python -m pytest -m "slow and not long" -n 2
+
+test-all: install-dev infra-tools ## every test, with those that take minutes each: hours
 	$(BIN)/python -m pytest -n 2
 
 test-long: install-dev infra-tools ## only the tests that take minutes each

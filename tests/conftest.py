@@ -17,7 +17,7 @@ from s3fs import S3FileSystem
 from xdist.scheduler import LoadScopeScheduling
 
 from jobs import ingest, train
-from tests import emulators
+from tests import emulators, leftovers
 from tests.faults import SEED, FaultyProxy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +35,7 @@ WITHOUT_RAY = (
     ),
     *(f"infra/test_{name}.py" for name in PLAIN_INFRA),
 )
+_BEFORE = pytest.StashKey[set[str]]()  # temporary folders
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 # Property tests. The suite's examples are the same each time; `pytest --hypothesis-profile=long` looks at others, and
@@ -57,6 +58,20 @@ settings.load_profile("suite")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """tests/infra last: it ends the session's Ray of 4 CPUs, and with the threads of another the bits are others."""
     items.sort(key=lambda item: item.nodeid.startswith("tests/infra/"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that starts the others
+        config.stash[_BEFORE] = leftovers.begin()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """The suite's last check, once all fixtures are torn down: whatever it started has ended."""
+    yield
+    if _BEFORE in session.config.stash and (left := leftovers.find(session.config.stash[_BEFORE])):
+        print("\nThe suite left behind:", *left, sep="\n  ", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 class ByRay(LoadScopeScheduling):

@@ -70,7 +70,8 @@ class Run:
 
 
 def workers(of: psutil.Process, name: str) -> list[psutil.Process]:
-    """Ray's workers below a process that have begun to work: Ray Data's `MapWorker`, Ray Train's `RayTrainWorker`."""
+    """Ray's workers below a process that have begun to work: plain actors are `ShardRunner`, those of Ray Data
+    `MapWorker`, of Ray Train `RayTrainWorker`."""
     found = []
     for process in of.children(recursive=True):
         with contextlib.suppress(psutil.Error):

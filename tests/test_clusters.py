@@ -18,11 +18,14 @@ from ray.cluster_utils import Cluster
 
 from jobs import generate, train
 from jobs.cluster import actor_pool, connection
+from jobs.cluster.probe import fingerprint, probe
 from jobs.command.errors import LostWorkError, UsageError
 from pipelines.dataset import reader
 from pipelines.storage.folder import Folder
 from tests.conftest import ROOT, Job, digits_settings
 from tests.processes import Head, cluster_of, head_node, ray_here, until
+
+pytestmark = pytest.mark.slow
 
 COUNT = 1200
 CANARY = "canary-5d02-a-secret-of-the-environment"
@@ -213,7 +216,7 @@ def test_workers_without_room_are_told_of_waited_for_and_then_refused(capsys: py
         pool = connection.connect(None, "auto")
         assert pool == connection.Pool(1, 1.0)
         with pytest.raises(UsageError) as mistake:
-            connection.probe(pool, "auto")
+            probe(pool, "auto", fingerprint, 1)
         assert str(mistake.value) == (
             f"Ray gives workers a GPU, but torch {torch.__version__} sees none on node {socket.gethostname()}; "
             "use --device cpu, or install a torch for that GPU's driver"

@@ -28,6 +28,8 @@ from tests.conftest import s3_environment
 from tests.faults import KINDS, RATES, FaultyProxy
 from tests.processes import Run, cluster_of, ray_here, until, workers
 
+pytestmark = pytest.mark.slow
+
 SHARDS, SHARD_SIZE = 20, 150
 COUNT = SHARDS * SHARD_SIZE
 BATCH = 1  # slow, so that there are moments to kill in: a shard takes 0.1 to 0.2 s

@@ -17,6 +17,8 @@ from pipelines.storage.folder import Folder
 from tests.faults import RATES, FaultyProxy
 from tests.processes import Run, cluster_of, until, workers
 
+pytestmark = pytest.mark.slow
+
 IMAGES, TARS, SHARD_SIZE = 360, 6, 24
 FLAGS = ("--image-size", 64, "--shard-size", SHARD_SIZE, "--holdout", 0.2, "--dedupe", "near", "--workers", 2)
 Start = Callable[..., Run]
@@ -135,7 +137,7 @@ def test_actors_killed_and_a_failing_store(
     run = start(f"{s3}/out", f"{s3}/in")
     for kind in ("codes", "manifest"):
         until(lambda kind=kind: len(Folder(f"{s3}/out").list(kind)) > 2, f"files in {kind}")
-        [*actors] = workers(psutil.Process(run.process.pid), "MapWorker")
+        [*actors] = workers(psutil.Process(run.process.pid), "ShardRunner")
         assert actors
         actors[0].kill()
     run.wait()

@@ -26,6 +26,12 @@ _NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZ
 SECRETS = {name: f"{CANARY.decode()}-{name.lower().replace('_', '-')}" for name in _NAMES}
 
 
+def test_the_whole_line_runs_on_object_storage(s3: str, job: Job) -> None:
+    run_line(job, s3)
+    look_into(f"{s3.removeprefix('s3://')}/line/synthetic")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_line_runs_on_object_storage_and_gives_the_same_when_it_fails(
     s3: str, s3_server: str, job: Job, point_at: PointAt, capsys: pytest.CaptureFixture[str]
@@ -90,6 +96,7 @@ def look_into(synthetic: str) -> None:
     assert len(image) == row["size"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gs", pytest.param("az", marks=pytest.mark.long)])
 def test_a_dataset_is_made_and_verified_on_the_other_stores(
     scheme: str, request: pytest.FixtureRequest, job: Job

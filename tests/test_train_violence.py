@@ -131,6 +131,7 @@ class TestOneCluster:
         assert "; going on after " in run.log()
         assert_equal(place, undisturbed)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("on", [False, pytest.param(True, marks=pytest.mark.long)])
     def test_what_would_fail_again_ends_the_job_at_once_and_once_mended_the_same_command_goes_on(
         self, on: bool, start: Start, undisturbed: Path, digits: Path, tmp_path: Path
@@ -154,6 +155,7 @@ class TestOneCluster:
             run.wait()
             assert_equal(place, undisturbed)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("victim", "words"),
         [
@@ -175,6 +177,7 @@ class TestOneCluster:
         assert run.error().endswith(STAYS.format(place=place))
         assert "Traceback" not in run.log()
 
+    @pytest.mark.slow
     def test_ctrl_c_stops_with_a_word(self, start: Start, tmp_path: Path) -> None:
         place = tmp_path / "run"
         run = start(place, "--workers", 1, "--images", 1000 * IMAGES)
@@ -186,6 +189,7 @@ class TestOneCluster:
         until(lambda: not workers(psutil.Process(), "RayTrainWorker"), "its workers end")
 
 
+@pytest.mark.slow
 def test_a_network_interface_that_is_not_there_is_a_line(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_cluster_that_is_gone_is_a_line(start: Start, tmp_path: Path, monkeypa
     assert run.error() == (f"train: error: this process ended before the run was done. {STAYS.format(place=place)}")
 
 
+@pytest.mark.slow
 @pytest.mark.long  # test_line.py trains under the same faults, and a killed driver is above
 def test_a_failing_store_and_a_crash_while_a_checkpoint_is_sent_leave_the_same_weights(
     start: Start, undisturbed: Path, digits: Path, s3: str, proxy: FaultyProxy
@@ -236,6 +241,7 @@ def test_a_failing_store_and_a_crash_while_a_checkpoint_is_sent_leave_the_same_w
     assert_equal(place, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # 100 s on a free machine, of which Ray waits up to 90; twice that beside a busy process
 def test_a_preempted_node_leaves_a_checkpoint_in_time_and_the_rest_goes_on(
     start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

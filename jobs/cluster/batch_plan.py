@@ -29,6 +29,8 @@ def map_shards(
     """As `actor_pool.map_shards`."""
     items = [{"shard": shard} for shard in shards]
     size = min(pool.workers, len(items))
+    if not size:
+        return
     pool.stop()
     say_room(pool, size)
     ray.data.DataContext.get_current().enable_progress_bars = False

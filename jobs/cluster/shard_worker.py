@@ -44,14 +44,14 @@ class ShardRunner:
 
     def run(self, make: MakeWorker, arguments: Mapping[str, Any], shard: int) -> ShardOutcome:
         """One shard, by the worker `make(**arguments)`: they come with each call, because an actor may be a new one."""
-        if self._restarted:
-            monitoring.RESTARTS.inc(1, {"worker": make.__name__})
-            self._restarted = False
         try:
             if self._worker is None or self._made != (make, arguments):
                 self._worker = None  # its memory, before the next one takes more
                 self._worker, self._made = make(**arguments), (make, arguments)
                 one_thread()
+            if self._restarted:
+                monitoring.RESTARTS.inc(1, {"worker": type(self._worker).__name__})
+                self._restarted = False
             return ShardOutcome(shard, self._worker(shard), "", "")
         except Exception as problem:  # the boundary to Ray: any error is reported with its shard, and fails the job
             known = isinstance(problem, (*USER_ERRORS, *FAILURES))  # bad data or storage: the message says what to do

@@ -24,6 +24,8 @@ from pipelines.dataset import reader
 from pipelines.storage.folder import Folder
 from tests.golden import make
 
+pytestmark = pytest.mark.slow
+
 ARCHIVE = Path(__file__).with_name("golden.tar.xz")
 
 

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.processes import until
 
+pytestmark = pytest.mark.slow
+
 DEMO = [sys.executable, str(ROOT / "infra" / "cluster_demo.py")]
 
 

@@ -17,6 +17,8 @@ from jobs.cluster import monitoring
 from tests.infra.manifests import K8S, library, overlay, tool
 from tests.processes import Run, head_node, until
 
+pytestmark = pytest.mark.slow
+
 MONITORING = K8S / "components" / "monitoring"
 FAILED, COUNT, SHARD = 3, 20_000, 500
 # What a machine without a GPU does not export; Ray's own dashboard names them.

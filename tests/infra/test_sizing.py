@@ -18,6 +18,8 @@ from tests.conftest import ROOT
 from tests.faults import FaultyProxy
 from tests.processes import ray_here
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "scaling.md").read_text()
 
 

@@ -180,6 +180,7 @@ def test_real_images_are_scored_as_synthetic_ones_were(synthetic: Path, one_thre
     assert scorer(2)["logits"] == [logit for *_, logit in logits(synthetic)[500:750]]
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_what_is_evaluated(synthetic: Path, digits: Path, tmp_path: Path) -> None:
     chosen = run(synthetic, "top", tmp_path / "s.parquet", share=0.3)
     evaluate.main(
@@ -224,6 +225,7 @@ def test_the_accuracy_score_is_of_a_classifier_that_saw_what_was_chosen(
     assert training.name != replace(training, selection=None).name
 
 
+@pytest.mark.slow
 def test_training_on_a_selection(
     synthetic: Path, tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +286,7 @@ def test_a_selection_is_refused_by_the_readers_of_another_dataset(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_holdout_is_lost_work(synthetic: Path, digits: Path, tmp_path: Path) -> None:
     holdout = tmp_path / "holdout"
     shutil.copytree(digits, holdout)

@@ -197,6 +197,7 @@ def test_a_set_against_itself(tiny: Tiny, tmp_path: Path) -> None:
     assert told["too_close", "fake", "real", None] == 1.0  # all of them copies
 
 
+@pytest.mark.slow
 def test_a_holdout_whatever_the_workers(tiny: Tiny, tmp_path: Path) -> None:
     """A second start with other workers writes the same bytes."""
     real, fake, holdout = tiny("real", 0), tiny("fake", 1), tiny("holdout", 2)
@@ -213,6 +214,7 @@ def test_a_holdout_whatever_the_workers(tiny: Tiny, tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None:
     real = tiny("unlabelled", 1, classes=())
     found = run(real, real, tmp_path / "out", features="vgg16-random")
@@ -222,6 +224,7 @@ def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None
     assert told["frechet_distance", "fake", "real", None] is None  # 30 images, 64 features
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_gathered_again(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny("real", 0)
     indexes = {role: reader.open_sealed(Folder(str(folder))) for role in ("real", "fake")}
@@ -246,6 +249,7 @@ def test_what_is_there_is_not_gathered_again(tiny: Tiny, tmp_path: Path) -> None
     assert not np.array_equal(drawn, first["real"].position_N)
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_lost_work(tiny: Tiny, tmp_path: Path) -> None:
     real, fake = tiny("real", 0), tmp_path / "fake"
     shutil.copytree(tiny("fake", 1), fake)
@@ -293,6 +297,7 @@ def test_one_line_for_what_cannot_be_compared(tiny: Tiny, tmp_path: Path) -> Non
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_without_classes_labels_are_not_looked_at(tiny: Tiny, tmp_path: Path) -> None:
     real, fake = tiny("real", 0), tiny("unlabelled", 1, classes=())
     told = values(run(real, fake, tmp_path / "out"))

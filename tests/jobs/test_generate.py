@@ -82,11 +82,13 @@ def check_all(folder: Path, count: int) -> None:
     assert found == {"samples": count, "regenerated": count, "exact": count, "furthest": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
 def test_several_actors_make_what_one_makes(workers: int, make: Make, plain: Path, tmp_path: Path) -> None:
     assert_equal_shards(make(tmp_path / "several", workers=workers), plain)
 
 
+@pytest.mark.slow
 def test_a_finished_dataset_is_left_alone(make: Make, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     make(copy, workers=2)
@@ -118,6 +120,7 @@ def test_what_lies_beside_the_shards_is_made_again(make: Make, copy: Path, plain
     assert tree(copy) == tree(plain)
 
 
+@pytest.mark.slow
 def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path, plain: Path) -> None:
     (copy / "index.json").unlink()
     (copy / "shards" / "000003.tar").unlink()
@@ -170,6 +173,7 @@ def test_another_precision_is_refused(make: Make, copy: Path, plain: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_another_model_is_refused(make: Make, copy: Path, digits_run: Path, tmp_path: Path) -> None:
     mine, before = model_store.load(model_store.find_model(Folder(str(digits_run))))
     torch.manual_seed(1)
@@ -185,6 +189,7 @@ def test_another_model_is_refused(make: Make, copy: Path, digits_run: Path, tmp_
     assert model_card.digest((copy / "model" / "model.json").read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_the_model_that_a_dataset_carries_goes_on(make: Make, copy: Path, plain: Path) -> None:
     (copy / "index.json").unlink()
     (copy / "manifest" / "000001.parquet").unlink()
@@ -192,6 +197,7 @@ def test_the_model_that_a_dataset_carries_goes_on(make: Make, copy: Path, plain:
     assert_equal_shards(copy, plain)
 
 
+@pytest.mark.slow
 def test_a_half_copied_model_is_completed_and_one_whose_source_is_gone_is_told_of(
     make: Make, copy: Path, plain: Path, digits_run: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +235,7 @@ def test_a_model_that_is_not_whole_is_refused_before_the_output_is_claimed(
     assert not (tmp_path / "synthetic").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model_store.FILES)
 def test_a_damaged_copy_of_the_model_is_mended(make: Make, copy: Path, plain: Path, name: str) -> None:
     (copy / "index.json").unlink()
@@ -240,6 +247,7 @@ def test_a_damaged_copy_of_the_model_is_mended(make: Make, copy: Path, plain: Pa
     assert tree(copy) == tree(plain)
 
 
+@pytest.mark.slow
 def test_a_model_of_nobody_is_not_written_over(make: Make, tmp_path: Path, digits_run: Path) -> None:
     """A folder `model` where no dataset is: somebody's own."""
     other = Folder(str(tmp_path / "output" / "model"))
@@ -272,6 +280,7 @@ def test_images_that_are_not_finite_are_not_sealed(make: Make, digits_run: Path,
     ]
 
 
+@pytest.mark.slow
 def test_a_larger_count_extends(make: Make, plain: Path, tmp_path: Path) -> None:
     """60 images, the last shard short; then the same command with 100."""
     output = make(tmp_path / "synthetic", count=60)
@@ -284,6 +293,7 @@ def test_a_larger_count_extends(make: Make, plain: Path, tmp_path: Path) -> None
     verify.main(verify.VerifySettings(dataset=str(output), workers=1))
 
 
+@pytest.mark.slow
 def test_a_lost_shard_fails_the_job(make: Make, plain: Path, tmp_path: Path, job: Job, digits_run: Path) -> None:
     """Shard 2 cannot be published. The command joins the tests' Ray."""
     output = tmp_path / "synthetic"
@@ -312,6 +322,7 @@ def test_a_lost_shard_fails_the_job(make: Make, plain: Path, tmp_path: Path, job
     assert_equal_shards(output, plain)
 
 
+@pytest.mark.slow
 def test_chosen_classes(make: Make, digits_run: Path, plain: Path, tmp_path: Path) -> None:
     """Labels in turn. Where seed and label are those of another dataset, so is the image."""
     output = make(tmp_path / "synthetic", classes="0,1,7", count=30, shard_size=10)
@@ -335,6 +346,7 @@ def test_classes_that_the_model_lacks(make: Make, tmp_path: Path, classes: str, 
     assert not (tmp_path / "synthetic").exists()
 
 
+@pytest.mark.slow
 def test_weighted_classes_and_a_first_look(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--limit-shards leaves no seal, and the same command without it does the rest."""
     settings = {"classes": "0:3,7:1", "count": 40, "shard_size": 10}
@@ -352,6 +364,7 @@ def test_weighted_classes_and_a_first_look(make: Make, tmp_path: Path, capsys: p
     assert 1 <= labels[:8].count(7) <= 3  # in every stretch, not at the end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_format", "magic"), [("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF")])
 def test_lossy_formats(make: Make, one_thread: None, tmp_path: Path, image_format: str, magic: bytes) -> None:
     """The score is that of the image as it is stored, so that verify can find it again."""
@@ -370,6 +383,7 @@ def test_dry_run_writes_nothing(make: Make, tmp_path: Path, capsys: pytest.Captu
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_model_without_classes(make: Make, one_thread: None, tmp_path: Path) -> None:
     torch.manual_seed(2)
     network = configure("keras", image_size=28, channels=1, z_dim=16, num_classes=0)

@@ -439,6 +439,7 @@ def test_too_many_rejects_end_the_job_and_a_higher_limit_seals_it(
     assert before == {path: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
 
 
+@pytest.mark.slow
 def test_classes_get_other_names_and_are_left_out(pictures: Path, taken: Path, local_ray: None, tmp_path: Path) -> None:
     """Also of a dataset of ours, whose images keep their pixels."""
     names = tmp_path / "names.json"

@@ -62,6 +62,7 @@ def test_ray_that_does_not_start(digits: Path, job: Job, tmp_path: Path) -> None
     assert line.endswith("; fix that, or wait until the machine is less busy; then start the same command again")
 
 
+@pytest.mark.slow
 def test_a_full_temporary_folder_is_named(digits: Path) -> None:
     """A file system without a free byte, which the command alone sees. (With one free MB Ray starts.)"""
     place = Path(tempfile.mkdtemp(dir="/tmp"))  # sockets have names of at most 107 bytes

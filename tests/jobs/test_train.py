@@ -97,6 +97,7 @@ def test_a_run_leaves(digits_run: Path) -> None:
     assert "No warnings" in (digits_run / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_interrupted_equals_uninterrupted_and_keep(
     digits_run: Path, again: tuple[Path, Train], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +187,7 @@ def test_recipe_for_other_images_is_refused(again: tuple[Path, Train], digits: P
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensor", "factor", "words"),
     [
@@ -222,6 +224,7 @@ def files(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_save_was_one_on_preemption_makes_its_last_tick(
     again: tuple[Path, Train], digits_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +275,7 @@ def test_a_finished_run_with_a_damaged_file_is_refused_by_its_name(
         go_on(images=2560)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
     again: tuple[Path, Train], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

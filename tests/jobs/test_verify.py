@@ -114,6 +114,7 @@ def test_a_flipped_byte_in_a_shard(copy: Path, name: str, at: int) -> None:
     assert str(error.value) == f"{copy}/{name}: {CHANGED}"
 
 
+@pytest.mark.slow
 def test_a_command_ends_with_status_1(copy: Path, local_ray: None, job: Callable[..., CompletedProcess[str]]) -> None:
     """Two shards with a flipped byte each: the first is named. The command joins the tests' Ray."""
     flip(copy / "shards/000001.tar", 600)
@@ -301,6 +302,7 @@ def test_an_ingested_dataset_passes(digits: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith(f"verify: {digits}: 5,000 images in 5 shards, every byte as sealed; ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])
 def test_another_machine_is_held_to_a_tolerance(
     precision: str, digits_run: Path, tmp_path: Path, job: Callable[..., CompletedProcess[str]], local_ray: None
