@@ -34,7 +34,7 @@ from dcgan.families.registry import build
 from dcgan.model_files import Model
 from dcgan.sampling import latents
 from dcgan.sampling.sampler import Sampler
-from jobs.cluster import actor_pool, connection, process
+from jobs.cluster import batch_plan, connection, process
 from jobs.command import model_store
 from jobs.generation.worker import GenerateShard, fingerprint
 from pipelines import images
@@ -106,7 +106,7 @@ class Bench:
         arguments = {"output": self._claimed(count).url, "chosen": self.chosen}
         start = time.time()
         numbers = range(-(-count // self.shard_size))
-        done = list(actor_pool.map_shards(TimedShard, arguments, numbers, connection.Pool(CORES, 0.0)))
+        done = list(batch_plan.map_shards(TimedShard, arguments, numbers, connection.Pool(CORES, 0.0)))
         assert not any(one.error for one in done), done[0].trace
         began = min(one.result["began"] for one in done)
         return count / (max(one.result["ended"] for one in done) - began), began - start

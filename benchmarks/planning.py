@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.cluster import actor_pool, connection
+from jobs.cluster import batch_plan, connection
 from pipelines import images
 from pipelines.dataset import card, layout, reader, writer
 from pipelines.dataset.identity import Identity, from_json
@@ -108,7 +108,7 @@ def _by_number(folder: Folder, num_shards: int, journal: Journal) -> Any:
 def ray_cost(num_shards: int) -> dict[str, float]:
     pool = connection.connect(2, "cpu")
     start = time.perf_counter()
-    done = actor_pool.map_shards(Nothing, {}, range(num_shards), pool)
+    done = batch_plan.map_shards(Nothing, {}, range(num_shards), pool)
     next(done)
     first = time.perf_counter() - start
     _, rest = timed(lambda: sum(1 for _ in done))

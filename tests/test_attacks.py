@@ -434,6 +434,7 @@ def test_a_bomb_is_refused_in_bounded_memory(bomb: str, tmp_path: Path) -> None:
     assert int(megabytes) < 200, message
 
 
+@pytest.mark.slow
 def test_the_commands_say_it_in_one_line(job: Job, tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "data"))
     make(folder, TARS["a path that leads out"])

@@ -43,7 +43,8 @@ def main(settings: GenerateSettings) -> None:
 
 def _generate(settings: GenerateSettings, place: Folder, pool: Pool) -> None:
     """Open the model in a worker, claim the output, make what is missing, and seal it."""
-    workers = min(pool.workers, -(-settings.count // settings.shard_size))
+    shards = -(-settings.count // settings.shard_size)
+    workers = shards if shards <= pool.workers else 1  # more of them are a Ray Data plan, which starts its own
     chosen, (opened, here) = probe(pool, settings.precision, partial(_open_in_worker, place), workers)
     config, labels = opened.config, _check_fit(settings, opened.config, opened.classes)
     identity = GenerateIdentity(

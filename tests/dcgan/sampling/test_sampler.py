@@ -92,7 +92,9 @@ def test_images_are_bytes_of_the_models_shape_and_logits_are_float32(model: Mode
     assert len({image.tobytes() for image in made.images_NHWC}) == 7
 
 
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_an_image_and_its_logit_do_not_depend_on_the_range_or_the_batch(
     model: Model, batch: int, arithmetic: Arithmetic
@@ -106,7 +108,9 @@ def test_an_image_and_its_logit_do_not_depend_on_the_range_or_the_batch(
         assert np.array_equal(made.logits_N, whole.logits_N[start:stop]), part
 
 
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_position_in_the_batch_does_not_matter(model: Model, batch: int, arithmetic: Arithmetic) -> None:
     z_NZ = latents.normal(7, 1, model.config.z_dim).repeat(batch, axis=0)
@@ -128,7 +132,9 @@ def test_an_image_does_not_depend_on_its_neighbours(model: Model) -> None:
     assert not np.array_equal(first.images_NHWC[1:], other.images_NHWC[1:])
 
 
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_score_of_a_stored_image_is_its_logit_bit_for_bit(model: Model, batch: int, arithmetic: Arithmetic) -> None:
     sampler, seeds = Sampler(model, arithmetic, batch), range(60)
@@ -172,7 +178,9 @@ def test_sampling_equals_decoding_the_latents_of_the_seeds(model: Model) -> None
     assert np.array_equal(by_seed.logits_N, by_latent.logits_N)
 
 
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_sampler_does_not_change_its_model(kind: str, arithmetic: Arithmetic) -> None:
     model, seeds = make(CONFIGS[kind]), range(5)
@@ -221,7 +229,9 @@ def test_a_sampler_does_not_change_the_gpu_flags(device: str) -> None:
     assert kernel_flags() == before
 
 
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_weight_that_is_not_finite_is_an_error_with_the_seeds(

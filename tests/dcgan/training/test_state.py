@@ -23,7 +23,9 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize(("kind", "method"), PAIRS)
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(
     kind: str, arithmetic: Arithmetic, method: dict[str, Any]

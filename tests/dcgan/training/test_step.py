@@ -43,6 +43,7 @@ def share_of_step(rank: int, shares: list[slice], meet: Path, out: Path) -> None
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_unequal_shares_give_each_image_the_same_weight(tmp_path: Path) -> None:
     shares = [slice(0, 3), slice(3, 8)]
     torch.multiprocessing.spawn(share_of_step, (shares, tmp_path / "meet", tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
@@ -58,7 +59,9 @@ def test_unequal_shares_give_each_image_the_same_weight(tmp_path: Path) -> None:
         torch.testing.assert_close(mine, (3 * small + 5 * large) / 8)
 
 
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("kind", ["dcgan", "dcgan with classes"])
 def test_an_export_is_deterministic_in_eval_mode_and_changes_nothing(kind: str, arithmetic: Arithmetic) -> None:
     watched, alone = start(kind, arithmetic), start(kind, arithmetic)
@@ -239,7 +242,9 @@ def test_a_step_changes_both_networks_and_keeps_gradients_enabled() -> None:
 
 
 @pytest.mark.long  # the C++ compiler takes a minute
-@pytest.mark.parametrize("arithmetic", [FLOAT, BFLOAT], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arithmetic", [FLOAT, pytest.param(BFLOAT, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 def test_compiled_networks_learn_the_same(arithmetic: Arithmetic) -> None:
     plain, compiled = (
         run(start(arithmetic=arithmetic), range(4)),

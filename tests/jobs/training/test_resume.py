@@ -66,6 +66,7 @@ def rank_main(rank: int, folder: str) -> None:
     assert ranks.maximum(rank - 5.0) == -4.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "images"), [("same", 32), ("new", 0)])
 def test_ranks_that_see_one_run_go_on_alike(case: str, images: int, told: dict[str, list[dict[str, Any]]]) -> None:
     first, second = told[case]

@@ -32,6 +32,7 @@ class TestOnObjectStores:
         )
 
     @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+    @pytest.mark.slow
     def test_more_files_than_a_page_of_a_listing_holds(self, scheme: str, request: pytest.FixtureRequest) -> None:
         """S3 and Google give 1,000 a page, Azure 5,000; the emulator of the last two pages only when asked."""
         folder = Folder(f"{request.getfixturevalue(scheme)}/many")
@@ -42,6 +43,7 @@ class TestOnObjectStores:
         assert folder.tree() == {f"d/{name}": 1 for name in names}
 
     @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+    @pytest.mark.slow
     def test_an_upload_in_parts_is_whole(self, scheme: str, request: pytest.FixtureRequest) -> None:
         """s3fs begins parts at 100 MiB, gcsfs at 50, Azure's client at 64."""
         folder = Folder(f"{request.getfixturevalue(scheme)}/large")

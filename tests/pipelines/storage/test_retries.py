@@ -61,6 +61,7 @@ def test_every_call_outlasts_a_storage_that_fails_four_times_running(kind: str, 
     assert folder.read("written") == folder.read("created") == data
 
 
+@pytest.mark.slow
 def test_storage_that_says_nothing_is_asked_again_and_one_that_never_comes_back_is_given_up_not_taken_for_empty(
     s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_storage_that_says_nothing_is_asked_again_and_one_that_never_comes_back_
     assert 19 < time.monotonic() - started < 60  # read_timeout is 20 s
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "kind"), [("uploads", "late_error"), ("partNumber=2", "reset"), ("uploadId=", "late_error")]
 )
