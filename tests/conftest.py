@@ -1,6 +1,9 @@
 """What the tests share: the commands as processes, one Ray for the tests that call them directly, and an S3 server."""
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands have it; read when torch is imported
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -1,5 +1,6 @@
 """The entry of a command: load the settings, print them, call main, and turn errors into one line and a status."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,6 +13,9 @@ from jobs.command.settings import S, load
 def run(main: Callable[[S], None], settings: type[S]) -> None:
     """Run a command. A user's mistake is one line and status 2; lost work is one line and status 1."""
     signals.begin()
+    # Read when torch is imported, here or in a worker of a Ray that starts here. By default a thread that waits for
+    # another one spins: on a busy machine it takes the CPU of the one that it waits for (docs/experiments/startup.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     then = "goes on from here" if settings.resumable else "starts anew"
     try:
         try:

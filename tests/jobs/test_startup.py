@@ -1,5 +1,6 @@
 """Commands start quickly: what takes seconds to import is imported by those who need it, when they do."""
 
+import os
 import subprocess
 import sys
 
@@ -32,3 +33,15 @@ def test_a_driver_imports_no_torch_and_no_scikit_learn(room: str) -> None:
 
 def test_a_worker_that_only_writes_shards_needs_no_torch() -> None:
     assert loaded("import jobs.ingestion.worker, jobs.cluster.shard_worker") == {"ray", "pyarrow", "cv2"}
+
+
+def test_threads_that_wait_for_others_sleep() -> None:
+    """On a busy machine a thread that spins takes the CPU of the one that it waits for."""
+    code = (
+        "import os, sys\nfrom jobs.command.entry import run\nfrom jobs.generation.settings import GenerateSettings\n"
+        "sys.argv = ['generate', '--count', '0']\n"
+        "try:\n    run(print, GenerateSettings)\nexcept SystemExit:\n    print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "PASSIVE\n"
