@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -418,7 +419,10 @@ def test_a_cluster_that_is_stopped_ends_the_job_with_one_line_and_a_new_one_goes
         until(lambda: output.parts() >= 5, "five parts")
     run.wait(status=1)
     until(lambda: "generate: error: " in run.log(), "the last words")
-    assert f"{output.url}: ended before all of {SHARDS} shards were done: its Ray cluster is gone" in run.error()
+    # Ray's core ends the process, or an actor's end is told first.
+    assert re.search(
+        f"(?:{output.url}: ended before|of {output.url} are not).* done.*its Ray cluster is gone", run.error()
+    )
     done = output.parts()
     with cluster_of(1):
         run = start(output)

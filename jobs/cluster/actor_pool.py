@@ -80,8 +80,11 @@ def say_room(pool: Pool, size: int) -> None:
 
 def lost(error: RayError) -> WorkersLostError:
     """The error of a job whose workers Ray could not keep."""
-    what = f"a worker died more than {MAX_RETRIES} times" if isinstance(error, RayActorError) else "Ray failed"
-    return WorkersLostError(f"{what}: {one_line(error)}")
+    what, why = "Ray failed", one_line(error)
+    if isinstance(error, RayActorError):
+        gone = "its owner has died" in why  # the owner is this process: its node died, and this process goes soon
+        what = "its Ray cluster is gone" if gone else f"a worker died more than {MAX_RETRIES} times"
+    return WorkersLostError(f"{what}: {why}")
 
 
 def _share_out(
