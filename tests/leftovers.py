@@ -11,7 +11,7 @@ MARK = "STARTED_BY_SUITE"  # an environment variable, which every process that i
 # Prefixes of temporary folders. A command that is killed leaves its own, which the next start would remove; that no
 # other does is for the tests of signals and of `Scratch`. So those are removed here, and the others are told of.
 KILLED, OURS = "ganmill-", "gm-"
-PATIENCE_S = 20.0  # Ray's agents notice within seconds that their node is gone
+PATIENCE_S = 60.0  # Ray's agents notice within seconds that their node is gone, later on a busy machine
 
 
 def begin() -> set[str]:
