@@ -72,9 +72,9 @@ def generate_requests(shards: int, workers: int, tar_bytes: float) -> dict[str, 
     journal = shards // JOURNAL_SHARDS
     return {
         "PUT": shards * (puts_a_tar + 1) + 8 + journal,  # parts; claim, model, README, croissant, preview, seal
-        "LIST": 7 + 4 * -(-shards // PAGE),  # the last: uploads that nobody completed
+        "LIST": 9 + 4 * -(-shards // PAGE),  # driver and first worker look for the model; uploads that nobody completed
         "HEAD": 7 + min(PREVIEW_PARTS, shards),
-        "GET": 7 + 4 * workers + min(PREVIEW_PARTS, shards) + PREVIEW_READS,  # each worker reads claim and model
+        "GET": 8 + 4 * workers + min(PREVIEW_PARTS, shards) + PREVIEW_READS,  # each worker reads claim and model
         "DELETE": journal,
     }
 

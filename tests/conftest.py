@@ -89,7 +89,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByRay:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_ray() -> None:
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What commands and Ray's workers find. Their temporary folder is the suite's: a command that is killed leaves its
+    own folder there. Ray keeps /tmp, because the paths of its sockets must be short."""
+    os.environ["RAY_TMPDIR"], os.environ["TMPDIR"] = "/tmp", str(tmp_path_factory.mktemp("tmp"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_AUTH_MODE"] = "disabled"  # the tests that want a token start their own cluster
     for name in [

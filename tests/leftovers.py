@@ -1,16 +1,13 @@
 """What a suite leaves behind: processes that it started, and folders in the temporary folder."""
 
 import os
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 MARK = "STARTED_BY_SUITE"  # an environment variable, which every process that is started from here inherits
-# Prefixes of temporary folders. A command that is killed leaves its own, which the next start would remove; that no
-# other does is for the tests of signals and of `Scratch`. So those are removed here, and the others are told of.
-KILLED, OURS = "ganmill-", "gm-"
+OURS = ("ganmill-", "gm-")  # prefixes of temporary folders
 PATIENCE_S = 60.0  # Ray's agents notice within seconds that their node is gone, later on a busy machine
 
 
@@ -25,16 +22,11 @@ def find(before: set[str]) -> list[str]:
     deadline = time.monotonic() + PATIENCE_S
     while (left := _processes()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    place = tempfile.gettempdir()
-    folders = sorted(_folders() - before)
-    for name in folders:
-        if name.startswith(KILLED):
-            shutil.rmtree(f"{place}/{name}", ignore_errors=True)
-    return [*left, *(f"folder {place}/{name}" for name in folders if name.startswith(OURS))]
+    return [*left, *(f"folder {tempfile.gettempdir()}/{name}" for name in sorted(_folders() - before))]
 
 
 def _folders() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith((KILLED, OURS))}
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith(OURS)}
 
 
 def _processes() -> list[str]:

@@ -4,9 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from jobs import generate, train
-from jobs.cluster import actor_pool, connection
+from jobs.cluster import actor_pool, batch_plan, connection
 from jobs.cluster.probe import fingerprint, probe
 from jobs.command.errors import LostWorkError, UsageError
 from pipelines.dataset import reader
@@ -221,6 +222,30 @@ def test_workers_without_room_are_told_of_waited_for_and_then_refused(capsys: py
             f"Ray gives workers a GPU, but torch {torch.__version__} sees none on node {socket.gethostname()}; "
             "use --device cpu, or install a torch for that GPU's driver"
         )
+
+
+@pytest.mark.parametrize("map_shards", [actor_pool.map_shards, batch_plan.map_shards], ids=["actors", "Ray Data"])
+def test_shards_of_a_lost_node_are_made_though_no_other_node_comes(map_shards: Callable[..., Any]) -> None:
+    """The other worker is idle in the end, and its CPU is the only one that is left."""
+
+    class Slow:
+        def __call__(self, shard: int) -> dict[str, Any]:
+            time.sleep(1.0)
+            return {"node": ray.get_runtime_context().get_node_id()}
+
+    ray.shutdown()
+    with cluster_of(1, 1) as nodes, ThreadPoolExecutor(1) as thread, ray.init(log_to_driver=False):
+        lost = next(node for node in nodes.list_all_nodes() if not node.head)
+        pool = connection.Pool(2, 0.0)
+        outcomes = map_shards(Slow, {}, range(12), pool)
+        found = []
+        while len({one.result["node"] for one in found}) < 2:  # both are at work
+            found.append(next(outcomes))
+        nodes.remove_node(lost, allow_graceful=False)
+        rest = thread.submit(lambda: list(outcomes))
+        found += rest.result(150)
+    assert sorted(one.shard for one in found) == list(range(12))
+    assert not any(one.error for one in found)
 
 
 def test_workers_without_room_on_this_machine_are_refused_at_once() -> None:

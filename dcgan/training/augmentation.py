@@ -14,8 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dcgan.training.configuration import POLICIES
-
 MAX_SHIFT = 1 / 8  # of the extent, in each direction
 HOLE = 1 / 2  # side of the square that is cut out, as a share of the extent
 
@@ -56,7 +54,7 @@ def cutout(images_BCHW: Tensor) -> Tensor:
     return images_BCHW * outside_BHW[:, None]
 
 
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = dict(zip(POLICIES, (color, translation, cutout), strict=True))
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {one.__name__: one for one in (color, translation, cutout)}
 
 
 def _shift_matrices(count: int, extent: int, device: torch.device) -> Tensor:

@@ -26,6 +26,7 @@ MAX_RETRIES = 8
 # hung node takes a minute. So this is not a bound on deaths.
 MAX_TASK_RETRIES = 50
 IN_FLIGHT = 2  # shards of an actor, so that it does not wait for the driver
+IDLE_S = 10.0  # after this time without an answer, actors without a shard give their CPUs back
 
 
 def map_shards(
@@ -43,7 +44,7 @@ def map_shards(
     say_room(pool, size)
     start(pool, size)
     try:
-        yield from _share_out(pool.actors[:size], make, dict(arguments), shards)
+        yield from _share_out(pool, size, make, dict(arguments), shards)
     except RayError as error:
         raise lost(error) from error
 
@@ -88,14 +89,15 @@ def lost(error: RayError) -> WorkersLostError:
 
 
 def _share_out(
-    actors: Sequence[Any], make: MakeWorker, arguments: dict[str, Any], shards: Sequence[int]
+    pool: Pool, size: int, make: MakeWorker, arguments: dict[str, Any], shards: Sequence[int]
 ) -> Iterator[ShardOutcome]:
     """Give each actor IN_FLIGHT shards once it runs, and one more for each that it returns.
 
-    An actor that waits for room gets none: a shard that it held would wait with it.
+    An actor that waits for room gets none: a shard that it held would wait with it. An actor whose node was lost waits
+    with its shards: in the end the others make room for it.
     """
     left, failed = deque(shards), 0
-    starting = {actor.__ray_ready__.remote(): actor for actor in actors}
+    starting = {actor.__ray_ready__.remote(): actor for actor in pool.actors[:size]}
     running: dict[Any, Any] = {}
 
     def give(actor: Any, count: int) -> None:
@@ -104,7 +106,10 @@ def _share_out(
 
     while running or (left and failed < MAX_FAILURES):
         waiting = [*running, *starting]
-        ray.wait(waiting, num_returns=1)
+        if not ray.wait(waiting, num_returns=1, timeout=IDLE_S)[0] and not left:
+            pool.stop(but=list(running.values()))
+            starting.clear()
+            continue
         for done in ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]:
             if done in starting:
                 ray.get(done)

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -39,11 +39,12 @@ class Pool:
         """The resources of a worker, as a Ray bundle."""
         return {"CPU": 1.0, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
 
-    def stop(self) -> None:
-        """End the actors: something else wants their CPUs."""
+    def stop(self, but: Collection[Any] = ()) -> None:
+        """End the actors, `but` some: something else wants their CPUs."""
         for actor in self.actors:
-            ray.kill(actor)
-        self.actors.clear()
+            if actor not in but:
+                ray.kill(actor)
+        self.actors = [actor for actor in self.actors if actor in but]
 
     def __enter__(self) -> Self:
         return self

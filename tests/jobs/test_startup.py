@@ -3,9 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from dcgan.evaluation import rejection
+from dcgan.evaluation.distances import NEIGHBOURS
+from jobs import generate
+from jobs.evaluation.settings import FEWEST
+from jobs.selection.settings import MIN_IMAGES
 from tests.conftest import ROOT
 
 COMMANDS = ("ingest", "train", "generate", "verify", "curate", "evaluate", "explore")
@@ -29,6 +35,26 @@ def test_a_command_offers_its_settings_before_it_imports_anything_slow(command: 
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_a_driver_imports_no_torch_and_no_scikit_learn(room: str) -> None:
     assert loaded(f"import jobs.{room}.main") == {"ray", "pyarrow", "cv2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["generate", "verify"])
+def test_a_driver_has_no_torch_to_its_end_either(command: str, digits_run: Path, tmp_path: Path) -> None:
+    """What workers send back may import more than the driver's own code: a pickled torch version did."""
+    flags = {
+        "generate": ["--model", str(digits_run), "--output", str(tmp_path / "out"), "--count", "20"],
+        "verify": ["--dataset", str(tmp_path / "out"), "--regenerate", "2"],
+    }
+    if command == "verify":
+        generate.main(generate.GenerateSettings(model=str(digits_run), output=str(tmp_path / "out"), count=20))
+    script = str(ROOT / "jobs" / f"{command}.py")
+    code = f"import runpy\nsys.argv = {[script, *flags[command]]}\nrunpy.run_path({script!r}, run_name='__main__')"
+    assert loaded(code) & {"torch", "pandas", "sklearn", "webdataset"} == set()
+
+
+def test_limits_in_settings_follow_from_the_measures_that_they_do_not_import() -> None:
+    assert FEWEST == 4 * NEIGHBOURS
+    assert MIN_IMAGES == 2 * rejection.FEWEST
 
 
 def test_a_worker_that_only_writes_shards_needs_no_torch() -> None:

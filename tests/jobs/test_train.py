@@ -1,10 +1,10 @@
 """Training runs: what they leave behind, how they go on, and when they refuse to."""
 
 import json
+import os
 import re
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def test_a_run_leaves(digits_run: Path) -> None:
     assert len(digest) == 64
     [curves] = (digits_run / "tensorboard").iterdir()
     assert curves.name.startswith("events.out.tfevents.")
-    assert list(Path(tempfile.gettempdir()).glob(f"ganmill-scratch-*/{curves.name}")) == []
+    assert list(Path(os.environ["TMPDIR"]).glob(f"ganmill-scratch-*/{curves.name}")) == []
     events = EventAccumulator(str(curves), size_guidance={"histograms": 0}).Reload()  # type: ignore[no-untyped-call]
     assert {*events.Tags()["scalars"]} == {*SCALARS}
     for name in ("logits/real", "logits/fake"):

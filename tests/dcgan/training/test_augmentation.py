@@ -19,6 +19,10 @@ def images(channels: int, size: int, count: int = 64) -> Tensor:
     return torch.rand(count, channels, size, size) * 2 - 1
 
 
+def test_the_settings_name_each_policy() -> None:
+    assert tuple(augmentation._FUNCTIONS) == POLICIES
+
+
 @pytest.mark.parametrize(("channels", "size"), SIZES)
 @pytest.mark.parametrize("policy", ["", *POLICIES, "color,cutout", ALL])
 def test_the_seed_decides_the_result_and_the_shape_stays(policy: str, channels: int, size: int) -> None:

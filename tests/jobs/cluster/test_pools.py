@@ -78,13 +78,13 @@ def test_a_worker_that_dies_is_restarted_and_its_shards_are_made(
     assert numbers(map_shards(Dies, {"folder": str(tmp_path)}, range(12), pool)) == [*range(12)]
 
 
-def test_a_worker_that_dies_again_and_again_ends_the_job(map_shards: MapShards, pool: Pool) -> None:
+def test_a_worker_that_dies_again_and_again_ends_the_job(map_shards: MapShards) -> None:
     class Dies:
         def __call__(self, shard: int) -> dict[str, Any]:
             os._exit(1)
 
-    with pytest.raises(WorkersLostError, match=f"^a worker died more than {MAX_RETRIES} times: "):
-        list(map_shards(Dies, {}, range(1), Pool(1, 0.0)))
+    with Pool(1, 0.0) as one, pytest.raises(WorkersLostError, match=f"^a worker died more than {MAX_RETRIES} times: "):
+        list(map_shards(Dies, {}, range(1), one))
 
 
 def test_errors_are_outcomes_and_after_some_no_more_shards_start(map_shards: MapShards, pool: Pool) -> None:
