@@ -1,4 +1,4 @@
-"""The errors of datasets and sources. They are apart from what raises them, so that who reports them imports little."""
+"""The errors of datasets and sources, apart from the code that raises them: whoever reports them imports little."""
 
 
 class DatasetError(ValueError):
