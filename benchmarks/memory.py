@@ -24,7 +24,7 @@ def role(process: psutil.Process) -> str:
     name = " ".join(process.cmdline())
     if str(JOBS) in name:
         return "driver"
-    return "largest actor" if name.startswith("ray::") and "MapWorker" in name else ""
+    return "largest actor" if name.startswith(("ray::ShardRunner", "ray::MapWorker")) else ""
 
 
 def run(job: str, output: Path, *flags: str) -> dict[str, float]:

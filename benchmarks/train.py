@@ -14,6 +14,7 @@ A rate is taken from the wall clock; on a machine that others use, look at the C
     python benchmarks/train.py                               # on pictures made on the spot
     python benchmarks/train.py --images twemoji64.zip --json train.json
     python benchmarks/train.py --cores 1                     # one thread: CPU seconds that waiting cannot blur
+    python benchmarks/train.py --beside 1                    # each turn once more beside a process that is always busy
 """
 
 import argparse
@@ -34,6 +35,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
+import busy
 import cv2
 import numpy as np
 import psutil
@@ -251,42 +253,42 @@ def _prepare(place: Place, source: Path | None) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a zip or a folder of pictures, a folder a class; else made here")
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="threads; with 1, no ranks")
-    parser.add_argument("--steps", type=int, default=8, help="in a turn")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12, help="over which memory is watched; at least 2")
-    parser.add_argument("--json", type=Path, help="write ratios and figures here")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ganmill-bench-") as scratch:
-        place = Place(Path(scratch), arguments.cores)
-        _prepare(place, arguments.images)
-        ours = Turns(Ours, [place])
-        ways = {
-            "ours": ours.steps,
-            "memory": lambda count: ours.steps(count, True),
-            "float32": Turns(Ours, [replace(place, precision="fp32")]).steps,
-            "loop": Turns(Loop, [place]).steps,
-        }
-        if arguments.cores > 1:
-            places = [replace(place, threads=1, rank=rank, world=arguments.cores) for rank in range(arguments.cores)]
-            ranks = Turns(Ours, places)
-            ways["ranks"] = lambda count: ranks.steps(count, True)
-        for steps in ways.values():
-            steps(2)  # kernels are chosen, memory is taken, the loaders run ahead
-        took: dict[str, list[Took]] = {name: [] for name in ways}
-        for number in range(arguments.rounds):
-            for name, steps in ways.items():
-                took[name].append(steps(arguments.steps))
-            line = ", ".join(f"{name} {BATCH / turns[-1].seconds:,.1f}" for name, turns in took.items())
-            print(f"round {number + 1}, img/s: {line}", flush=True)
-        (checkpoint,) = ours.call("checkpoint", place.path / "run")
-        early, late = _alone(_memory_over_epochs, place, arguments.epochs)
+def _ways(place: Place) -> tuple[Turns, dict[str, Callable[[int], Took]]]:
+    """The processes of ours, which can also commit a checkpoint, and the ways by name. All are warm."""
+    ours = Turns(Ours, [place])
+    ways: dict[str, Callable[[int], Took]] = {
+        "ours": ours.steps,
+        "memory": lambda count: ours.steps(count, True),
+        "float32": Turns(Ours, [replace(place, precision="fp32")]).steps,
+        "loop": Turns(Loop, [place]).steps,
+    }
+    if place.threads > 1:
+        places = [replace(place, threads=1, rank=rank, world=place.threads) for rank in range(place.threads)]
+        ranks = Turns(Ours, places)
+        ways["ranks"] = lambda count: ranks.steps(count, True)
+    for steps in ways.values():
+        steps(2)  # kernels are chosen, memory is taken, the loaders run ahead
+    return ours, ways
+
+
+def _rounds(ways: dict[str, Callable[[int], Took]], arguments: argparse.Namespace) -> dict[str, list[Took]]:
+    """What each way took, a turn a round; with --beside each turn once more beside busy processes."""
+    took: dict[str, list[Took]] = {}
+    for number in range(arguments.rounds):
+        for name, steps in ways.items():
+            took.setdefault(name, []).append(steps(arguments.steps))
+            if arguments.beside:
+                with busy.processes(arguments.beside):
+                    took.setdefault(f"{name} beside {arguments.beside}", []).append(steps(arguments.steps))
+        line = ", ".join(f"{name} {BATCH / turns[-1].seconds:,.1f}" for name, turns in took.items())
+        print(f"round {number + 1}, img/s: {line}", flush=True)
+    return took
+
+
+def _ratios(took: dict[str, list[Took]], beside: int) -> dict[str, float]:
+    """The median over rounds of how much longer the second way took than the first."""
 
     def ratio(name: str, other: str, what: str = "seconds") -> float:
-        """The median over rounds of how much longer `other` took than `name`."""
         pairs = zip(took[name], took[other], strict=True)
         return statistics.median(getattr(b, what) / getattr(a, what) for a, b in pairs)
 
@@ -298,14 +300,41 @@ def main() -> None:
         "ours/memory, time a step": ratio("memory", "ours"),
         "ours/memory, CPU a step": ratio("memory", "ours", "cpu"),
     }
-    if "ranks" in ways:
+    if "ranks" in took:
         ratios["ranks/memory"] = ratio("ranks", "memory")
-    ratios[f"memory in use, epoch {arguments.epochs}/epoch 2"] = late / early
+    suffix = f" beside {beside}"
+    beside_names = [name for name in took if name.endswith(suffix)]
+    return ratios | {f"{name}/alone": ratio(name, name.removesuffix(suffix)) for name in beside_names}
+
+
+def _figures(took: dict[str, list[Took]]) -> dict[str, float]:
     figures = {f"{name} img/s": BATCH / statistics.median(t.seconds for t in turns) for name, turns in took.items()}
     figures |= {f"{name} CPU s a step": statistics.median(t.cpu for t in turns) for name, turns in took.items()}
-    figures |= {
+    return figures | {
         f"{name} page faults a step": statistics.median(t.faults for t in turns) for name, turns in took.items()
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="a zip or a folder of pictures, a folder a class; else made here")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="threads; with 1, no ranks")
+    parser.add_argument("--steps", type=int, default=8, help="in a turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12, help="over which memory is watched; at least 2")
+    parser.add_argument("--beside", type=int, default=0, help="each turn once more beside so many busy processes")
+    parser.add_argument("--json", type=Path, help="write ratios and figures here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ganmill-bench-") as scratch:
+        place = Place(Path(scratch), arguments.cores)
+        _prepare(place, arguments.images)
+        ours, ways = _ways(place)
+        took = _rounds(ways, arguments)
+        (checkpoint,) = ours.call("checkpoint", place.path / "run")
+        early, late = _alone(_memory_over_epochs, place, arguments.epochs)
+    ratios = _ratios(took, arguments.beside)
+    ratios[f"memory in use, epoch {arguments.epochs}/epoch 2"] = late / early
+    figures = _figures(took)
     figures |= {"checkpoint s": checkpoint[0], "checkpoint MB": checkpoint[1], "memory in use MB": late}
     print(f"\nratio (median of the rounds), {arguments.cores} cores, {numerics.choose('auto', 'cpu').dtype_name}")
     for name, value in ratios.items():

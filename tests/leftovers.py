@@ -39,7 +39,8 @@ def _processes() -> list[str]:
             try:
                 if mark in (entry / "environ").read_bytes():
                     words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    found.append(f"process {entry.name}: {words[:200]}")
+                    if "multiprocessing.resource_tracker" not in words:  # it ends when the process ends that asks here
+                        found.append(f"process {entry.name}: {words[:200]}")
             except OSError:  # another user's, or gone
                 continue
     return found

@@ -21,12 +21,11 @@ from safetensors.torch import load
 
 from pipelines.loading import order
 from pipelines.storage.folder import Folder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, digits_settings
 from tests.faults import RATES, FaultyProxy
 from tests.processes import Run, cluster_of, until, workers
 
 BATCH, TICK, IMAGES = 16, 320, 2560
-LAST = f"checkpoints/{IMAGES:012d}/state.safetensors"
 FLAGS = ("--width", 8, "--batch-size", BATCH, "--tick", TICK, "--images", IMAGES, "--keep", 100)
 METHOD = ("--shuffle", 64, "--metric-images", 100)  # a stream reads its next shard when it needs it
 TIMED = ("images_per_second", "data_wait_share", "memory_mib")
@@ -40,8 +39,13 @@ def start(digits: Path, tmp_path: Path) -> Iterator[Start]:
     ray.shutdown()
     begun: list[Run] = []
 
-    def call(place: str | Path, *flags: str | int, data: str | Path = digits) -> Run:
-        chosen = ("--data", data, "--run", place, *FLAGS, *METHOD, *flags)
+    def call(
+        place: str | Path,
+        *flags: str | int,
+        data: str | Path = digits,
+        shape: tuple[str | int | Path, ...] = (*FLAGS, *METHOD),
+    ) -> Run:
+        chosen = ("--data", data, "--run", place, *shape, *flags)
         begun.append(Run("train", tmp_path / f"log{len(begun)}", *chosen))
         return begun[-1]
 
@@ -67,6 +71,11 @@ def saved(place: str | Path) -> list[int]:
     return sorted(int(name.split("/")[0]) for name in names if name.endswith("/checkpoint.json"))
 
 
+def state_name(expected: Path) -> str:
+    """The file of its last checkpoint's state."""
+    return f"checkpoints/{saved(expected)[-1]:012d}/state.safetensors"
+
+
 def until_saved(place: str | Path, images: int, run: Run, within_s: float = 120.0) -> None:
     def there() -> bool:
         assert run.process.poll() is None, run.log()
@@ -75,10 +84,19 @@ def until_saved(place: str | Path, images: int, run: Run, within_s: float = 120.
     until(there, f"the checkpoint of {images} images", within_s)
 
 
+def until_begun(place: Path, run: Run) -> None:
+    def there() -> bool:
+        assert run.process.poll() is None, run.log()
+        return (place / "reals.png").exists()
+
+    until(there, "training that has begun")
+
+
 def assert_equal(place: str | Path, expected: Path) -> None:
     """The last checkpoint, the best model and the pictures, byte for byte; the statistics but for times and memory."""
     folder, best = Folder(str(place)), json.loads((expected / "best.json").read_text())
-    names = [LAST, "best.json", *(f"{best['model']}/{name}" for name in ("model.json", "generator.safetensors"))]
+    last = state_name(expected)
+    names = [last, "best.json", *(f"{best['model']}/{name}" for name in ("model.json", "generator.safetensors"))]
     for name in [*names, *(f"grids/{images:012d}.png" for images in saved(expected))]:
         assert folder.read(name) == (expected / name).read_bytes(), name
     mine, theirs = (
@@ -86,7 +104,7 @@ def assert_equal(place: str | Path, expected: Path) -> None:
         for data in (folder.read("stats.jsonl"), (expected / "stats.jsonl").read_bytes())
     )
     assert mine == theirs
-    assert len(mine) == IMAGES // TICK
+    assert mine[-1]["images"] == saved(expected)[-1]
 
 
 def assert_comparable(place: str | Path, expected: Path) -> None:
@@ -99,8 +117,32 @@ def assert_comparable(place: str | Path, expected: Path) -> None:
     for name in ("loss_d", "loss_g"):
         assert all(math.isfinite(tick[name]) for tick in mine)
         assert 0.4 < mine[-1][name] / theirs[-1][name] < 2.5
-    state = load((Path(place) / LAST).read_bytes())
+    state = load((Path(place) / state_name(expected)).read_bytes())
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
+
+
+def test_a_killed_rank_and_then_a_killed_driver_leave_the_same_weights(
+    start: Start, digits_run: Path, tmp_path: Path
+) -> None:
+    """The settings of `digits_run`, and as many CPUs."""
+    place, images = tmp_path / "run", saved(digits_run)
+    (tmp_path / "same.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in digits_settings().items()))
+    flags = ("--config", tmp_path / "same.toml", "--tick", images[0], "--images", images[-1], "--workers", 2)
+    with cluster_of(4):
+        run = start(place, shape=flags)
+        until_begun(place, run)
+        ranks = workers(psutil.Process(), "RayTrainWorker")
+        assert len(ranks) == 2
+        ranks[1].kill()  # Ray starts both anew
+        until_saved(place, images[0], run)
+        assert {rank.pid for rank in workers(psutil.Process(), "RayTrainWorker")}.isdisjoint(rank.pid for rank in ranks)
+        run.kill()
+        run.end()
+        assert saved(place) == images[:1]
+        run = start(place, shape=flags)
+        run.wait()
+    assert f"; going on after {images[0]:,} images" in run.log()
+    assert_equal(place, digits_run)
 
 
 @pytest.fixture(scope="class")
@@ -110,28 +152,9 @@ def one_cluster(undisturbed: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_cluster")
 class TestOneCluster:
-    def test_a_killed_rank_and_then_a_killed_driver_leave_the_same_weights(
-        self, start: Start, undisturbed: Path, tmp_path: Path
-    ) -> None:
-        place = tmp_path / "run"
-        run = start(place, "--workers", 2)
-        until_saved(place, 2 * TICK, run)
-        ranks = workers(psutil.Process(), "RayTrainWorker")
-        assert len(ranks) == 2
-        ranks[1].kill()  # Ray starts both anew, from the newest checkpoint
-        until_saved(place, 4 * TICK, run)
-        assert {rank.pid for rank in workers(psutil.Process(), "RayTrainWorker")}.isdisjoint(rank.pid for rank in ranks)
-        run.kill()
-        run.end()
-        assert max(saved(place)) < IMAGES
-        run = start(place, "--workers", 2)
-        run.wait()
-        assert "; going on after " in run.log()
-        assert_equal(place, undisturbed)
-
-    @pytest.mark.slow
     @pytest.mark.parametrize("on", [False, pytest.param(True, marks=pytest.mark.long)])
     def test_what_would_fail_again_ends_the_job_at_once_and_once_mended_the_same_command_goes_on(
         self, on: bool, start: Start, undisturbed: Path, digits: Path, tmp_path: Path

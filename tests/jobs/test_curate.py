@@ -145,6 +145,7 @@ def test_top_through_the_command_and_again(synthetic: Path, tmp_path: Path, caps
     assert output.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_drs_through_the_command(
     synthetic: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:

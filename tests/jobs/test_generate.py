@@ -112,7 +112,14 @@ def test_what_is_missing_is_made_the_same_again(
     assert tree(copy) == tree(plain)
 
 
-@pytest.mark.parametrize("gone", [["index.json"], ["index.json", "README.md", "preview.png"], ["model/model.json"]])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        pytest.param(["index.json"], marks=pytest.mark.slow),
+        ["index.json", "README.md", "preview.png"],
+        pytest.param(["model/model.json"], marks=pytest.mark.slow),
+    ],
+)
 def test_what_lies_beside_the_shards_is_made_again(make: Make, copy: Path, plain: Path, gone: list[str]) -> None:
     for name in gone:
         (copy / name).unlink()
@@ -140,13 +147,18 @@ def test_a_part_without_its_tar_is_not_sealed(make: Make, copy: Path, plain: Pat
     ("change", "field", "before", "now"),
     [
         ({"seed_start": 7}, "seed_start", "0", "7"),
-        ({"shard_size": 50}, "shard_size", "25", "50"),
-        ({"classes": "0,1,7"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1, 7]"),
-        ({"batch_size": 64}, "batch", "128", "64"),
-        ({"image_format": "jpeg"}, "image.format", '"png"', '"jpeg"'),
-        ({"classes": "0:1,1:2"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "nothing"),
         ({"count": 99}, "count", "100", "99"),
-        ({"count": 200, "seed_start": 7}, "count", "100", "200"),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in (
+                ({"shard_size": 50}, "shard_size", "25", "50"),
+                ({"classes": "0,1,7"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1, 7]"),
+                ({"batch_size": 64}, "batch", "128", "64"),
+                ({"image_format": "jpeg"}, "image.format", '"png"', '"jpeg"'),
+                ({"classes": "0:1,1:2"}, "labels.cycle", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "nothing"),
+                ({"count": 200, "seed_start": 7}, "count", "100", "200"),
+            )
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

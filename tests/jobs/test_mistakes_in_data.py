@@ -28,10 +28,11 @@ from tests.conftest import ROOT, Job, refused
             "train: error: too few shards: 5 shards and a batch of 128 make 4 streams, which 8 workers cannot share; "
             "use --workers 1, 2, 4, or ingest with a smaller --shard-size",
         ),
-        (
+        pytest.param(
             "train --data {digits} --run {tmp}/run --workers 2 --batch-size 2",
             "train: error: --batch-size 2: network cdcgan normalises over each worker's images and needs 2 of them; "
             "with 2 workers use 4 or more, or fewer --workers",
+            marks=pytest.mark.slow,  # it is known once Ray has started
         ),
         (
             "generate --model {run} --output {tmp}/x --count 1e12 --shard-size 1000",

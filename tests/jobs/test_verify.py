@@ -297,6 +297,7 @@ def test_regenerate_needs_generated_images(digits: Path) -> None:
     assert str(error.value) == (f"--regenerate 5: {digits} was ingested; only generated images can be made again")
 
 
+@pytest.mark.slow
 def test_an_ingested_dataset_passes(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(digits)
     assert capsys.readouterr().out.startswith(f"verify: {digits}: 5,000 images in 5 shards, every byte as sealed; ")

@@ -1,6 +1,7 @@
 """Tests that run over every registered family, each at its smallest size. A new entry in FAMILIES is tested too."""
 
 import copy
+import functools
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -49,7 +50,9 @@ def train(training: Training, first: int, steps: int) -> Training:
     return training
 
 
+@functools.cache
 def trained(config: FamilyConfig) -> Model:
+    """A model of two steps. Not to be changed."""
     training = train(Training(config, MethodConfig(), FLOAT, seed=3), 0, 2)
     return Model(*training.export(), [f"class {n}" for n in range(config.num_classes)] or None, {})
 

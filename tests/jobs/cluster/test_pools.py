@@ -78,6 +78,7 @@ def test_a_worker_that_dies_is_restarted_and_its_shards_are_made(
     assert numbers(map_shards(Dies, {"folder": str(tmp_path)}, range(12), pool)) == [*range(12)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_again_and_again_ends_the_job(map_shards: MapShards) -> None:
     class Dies:
         def __call__(self, shard: int) -> dict[str, Any]:

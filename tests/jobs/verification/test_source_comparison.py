@@ -348,6 +348,7 @@ def test_the_command(tmp_path: Path, local_ray: None, job: Job, capsys: pytest.C
     assert refused(done) == f"verify: error: {tmp_path}/nowhere: no such folder, or an empty one; check --source"
 
 
+@pytest.mark.slow
 def test_all_digits(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify.main(verify.VerifySettings(dataset=str(digits), against="digits", workers=1))
     assert capsys.readouterr().out.splitlines()[-1] == "verify: 5,000 of 5,000 images and labels equal to digits"
