@@ -15,8 +15,10 @@ from safetensors.numpy import load, save
 
 from dcgan.evaluation import features
 from dcgan.evaluation.distances import Answers, NearestNeighbour, Sums
+from dcgan.evaluation.features import Features
 from jobs.cluster import actor_pool
 from jobs.cluster.connection import Pool
+from jobs.command import feature_weights
 from jobs.command.errors import LostWorkError
 from jobs.command.progress import Progress
 from pipelines.dataset import checked_file, selection
@@ -39,7 +41,7 @@ class PassPlan:
 
     urls: Mapping[str, str]  # by role
     features: str
-    weights: str | None  # the URL of the features' weights, if they have any
+    weights: str | None  # the URL of the features' weights, if they are in a file
     images: int
     seed: int
     classes: int  # 0: labels are ignored
@@ -84,7 +86,7 @@ class MeasureGroup:
             role: selection.open_through(folder, plan.selections.get(role)) for role, folder in self.folders.items()
         }
         self.groups = groups(self.indexes)
-        self.features = features.make(plan.features, self.indexes["real"].image_shape, read_weights(plan.weights))
+        self.features = make_features(plan, self.indexes["real"].image_shape)
         self.classifier: NearestNeighbour | None = None
 
     def __call__(self, shard: int) -> dict[str, Any]:
@@ -145,10 +147,17 @@ def draw(role: str, index: Index, plan: PassPlan) -> np.ndarray:
     return drawn
 
 
-def read_weights(url: str | None) -> bytes | None:
-    if url is None:
+def make_features(plan: PassPlan, image_shape: tuple[int, int, int]) -> Features:
+    """The features of a pass. Raises FeaturesError."""
+    return features.make(plan.features, image_shape, _read_weights(plan))
+
+
+def _read_weights(plan: PassPlan) -> bytes | None:
+    if plan.features == features.LITE:
+        return feature_weights.read()
+    if plan.weights is None:
         return None
-    parent, _, name = url.rpartition("/")
+    parent, _, name = plan.weights.rpartition("/")
     return Folder(parent or "/").read(name)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dcgan.evaluation import classifier, features
+from dcgan.evaluation import classifier
 from dcgan.evaluation.distances import NEIGHBOURS
 from dcgan.evaluation.features import Features, FeaturesError
 from jobs.cluster import connection
+from jobs.command import feature_weights
 from jobs.command.errors import UsageError
 from jobs.evaluation import accuracy_score, feature_pass, metrics, report
 from jobs.evaluation.accuracy_score import ClassifierTraining
@@ -45,14 +46,14 @@ def main(settings: EvaluateSettings) -> None:
     trainings = _classifier_trainings(settings, folders, indexes, len(classes))
     plan = PassPlan(
         {role: folder.url for role, folder in folders.items()},
-        settings.features,
+        settings.features or feature_weights.best_for(indexes["real"].image_shape, settings.command),
         _weights(settings, trainings, output),
         settings.images,
         settings.seed,
         len(classes),
         selections,
     )
-    if settings.features != "classifier":
+    if plan.features != "classifier":
         _features(plan, indexes["real"])  # an error in the features shows before Ray starts
     with connection.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s) as pool:
         wrong = accuracy_score.train_classifiers(trainings, output, pool)
@@ -166,9 +167,10 @@ def _classifier_tests(
 
 def _features(plan: PassPlan, real: Index) -> Features:
     try:
-        return features.make(plan.features, real.image_shape, feature_pass.read_weights(plan.weights))
+        return feature_pass.make_features(plan, real.image_shape)
     except FeaturesError as error:
-        raise UsageError(f"--inception-weights {plan.weights or '(not given)'}: {error}") from error
+        flag = f"--inception-weights {plan.weights or '(not given)'}: " if plan.features == "inception" else "--"
+        raise UsageError(f"{flag}{error}") from error
 
 
 def _protocol(

@@ -59,10 +59,18 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     place = tmp_path_factory.mktemp("tiny")
 
     @functools.cache
-    def make(name: str, seed: int, *, size: int = 28, count: int = 30, classes: tuple[str, ...] = ("a", "b")) -> Path:
+    def make(
+        name: str,
+        seed: int,
+        *,
+        size: int = 28,
+        channels: int = 1,
+        count: int = 30,
+        classes: tuple[str, ...] = ("a", "b"),
+    ) -> Path:
         rng, folder = np.random.default_rng(seed), Folder(str(place / name))
         fields = {
-            **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": 1},
+            **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": channels},
             **{"classes": list(classes) or None, "image": {"format": "png"}, "arithmetic": {}},
         }
         identity = from_json(fields)
@@ -71,7 +79,7 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         for shard in range(layout.num_shards(identity)):
             samples = []
             for number in layout.shard_range(identity, shard):
-                noise = rng.integers(0, 256, (size, size, 1), np.uint8) // 4 + 64 * (number % 2)  # dark, bright
+                noise = rng.integers(0, 256, (size, size, channels), np.uint8) // 4 + 64 * (number % 2)  # dark, bright
                 samples.append(Sample(number, images.encode(noise), number % 2 if classes else None))
             records[shard] = writer.commit(folder, shard, "ingest", samples, {"source": ["x"] * len(samples)})
         writer.seal(folder, identity, records, {})
@@ -215,13 +223,19 @@ def test_a_holdout_whatever_the_workers(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None:
-    real = tiny("unlabelled", 1, classes=())
-    found = run(real, real, tmp_path / "out", features="vgg16-random")
+@pytest.mark.parametrize(
+    ("name", "size", "channels"), [("vgg16-random", 28, 1), ("vgg16-random", 32, 1), ("efficientnet-lite0", 32, 3)]
+)
+def test_the_default_features_through_the_command(
+    tiny: Tiny, tmp_path: Path, name: str, size: int, channels: int
+) -> None:
+    real = tiny(f"unlabelled-{size}-{channels}", 1, size=size, channels=channels, classes=())
+    found = run(real, real, tmp_path / "out", features=None)
+    assert found["protocol"]["features"]["name"] == name
     assert len(found["protocol"]["features"]["digest"]) == 64
     told = values(found)
     assert told["recall", "fake", "real", None] is not None
-    assert told["frechet_distance", "fake", "real", None] is None  # 30 images, 64 features
+    assert told["frechet_distance", "fake", "real", None] is None  # 30 images, 64 features or more
 
 
 @pytest.mark.slow
