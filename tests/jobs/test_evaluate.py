@@ -6,11 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from dcgan import numerics
@@ -203,6 +206,38 @@ def test_a_set_against_itself(tiny: Tiny, tmp_path: Path) -> None:
     assert told["nearest_neighbour_error", "fake", "real", None] == 0.0
     assert told["nearest_distance", "fake", "real", None] == pytest.approx(0.0, abs=1e-5)
     assert told["too_close", "fake", "real", None] == 1.0  # all of them copies
+
+
+def test_a_copy_is_found_also_where_its_original_was_not_drawn(tiny: Tiny, tmp_path: Path) -> None:
+    real = tiny("real", 0)
+    found = run(real, real, tmp_path / "out", images=20)
+    told = values(found)
+    assert told["kernel_distance", "fake", "real", None] != 0.0  # of 20 images of each, which are not the same
+    assert told["too_close", "fake", "real", None] == 1.0
+    assert all(pair["fake"] == pair["real"] for pair in found["closest"])
+    assert found["protocol"]["datasets"]["real"]["searched"] == 30
+    sought = {row["measure"] for row in found["results"] if (row["n_of"], row["n_against"]) == (20, 30)}
+    assert {"too_close", "nearest_distance"} <= sought
+
+
+@given(samples=st.integers(1, 200_000), images=st.integers(20, 200_000), size=st.integers(1, 30_000))
+def test_the_nearest_is_sought_among_all_real_images_up_to_a_limit(
+    tiny: Tiny, samples: int, images: int, size: int
+) -> None:
+    plan = feature_pass.PassPlan({}, "pixels", None, images, 0, 0)
+    index = reader.open_sealed(Folder(str(tiny("real", 0))))
+    index = replace(index, shards=(replace(index.shards[0], samples=samples),))
+    for role in ("real", "fake"):
+        drawn = feature_pass.draw(role, index, plan)
+        kept = feature_pass.searched(role, index, plan, size)
+        assert np.isin(drawn, kept).all()
+        assert (np.diff(kept) > 0).all()
+        if role == "fake":
+            assert len(kept) == len(drawn)
+        elif samples <= feature_pass.MAX_SEARCHED and samples * size * 4 <= feature_pass.MAX_SEARCHED_BYTES:
+            assert len(kept) == samples
+        else:
+            assert len(kept) <= len(drawn) + feature_pass.MAX_SEARCHED
 
 
 @pytest.mark.slow
