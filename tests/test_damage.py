@@ -310,7 +310,7 @@ def read_for_evaluation(place: Path, settings: evaluate.EvaluateSettings) -> Pro
     def read() -> Product:
         indexes = {role: selection.open_through(folder, picked[role]) for role, folder in folders.items()}
         plan = feature_pass.PassPlan({role: folder.url for role, folder in folders.items()}, "pixels", None, 20, 0, 2)
-        protocol = evaluation._protocol(settings, folders, indexes, evaluation._features(plan, indexes["real"]))
+        protocol = evaluation._protocol(settings, plan, folders, indexes, evaluation._features(plan, indexes["real"]))
         del protocol["datasets"]["fake"]["selection"]["digest"]  # another file of the same rows
         found = {"protocol": json.dumps(protocol).encode()}
         for role, index in indexes.items():

@@ -167,7 +167,15 @@ def test_dcgan_handles_no_urls_and_opens_no_files() -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nothing_executes_what_it_reads(package: str) -> None:
     broken = {file.name: names for file in sources(package) if (names := list(violations(tree(file))))}
+    # One file of one package, after its sha256 was compared (tests/jobs/command/test_feature_weights.py).
+    assert broken.pop("feature_weights.py", ["torch.load"]) == ["torch.load"]
     assert broken == {}
+
+
+def test_the_one_pickle_is_read_by_the_unpickler_for_tensors() -> None:
+    calls = [node for node in ast.walk(tree(ROOT / "jobs/command/feature_weights.py")) if isinstance(node, ast.Call)]
+    [load] = [call for call in calls if ast.unparse(call.func) == "torch.load"]
+    assert [ast.unparse(keyword.value) for keyword in load.keywords if keyword.arg == "weights_only"] == ["True"]
 
 
 @pytest.mark.parametrize(

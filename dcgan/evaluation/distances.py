@@ -159,14 +159,20 @@ def manifold_metrics(real_NF: np.ndarray, fake_MF: np.ndarray, neighbours: int =
     )
 
 
-def nearest(train_NF: np.ndarray, query_MF: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    train_NF: np.ndarray, query_MF: np.ndarray | None = None, own_M: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """distance_M and position_M of the training image nearest to each query.
 
-    Without queries: of the nearest other training image, for each training image.
+    Without queries: of the nearest other training image, for each training image. With `own_M`, the position of each
+    query among the training images: of the nearest other one.
     """
-    found = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train_NF)
-    distance_M1, position_M1 = found.kneighbors(query_MF)
-    return distance_M1[:, 0].astype(np.float64), position_M1[:, 0]
+    found = NearestNeighbors(n_neighbors=1 if own_M is None else 2, algorithm="brute").fit(train_NF)
+    distance_MK, position_MK = found.kneighbors(query_MF)
+    if own_M is not None:
+        first_M1 = (position_MK[:, :1] == own_M[:, None]).astype(np.int64)  # 1 where the query found itself
+        distance_MK, position_MK = (np.take_along_axis(x, first_M1, 1) for x in (distance_MK, position_MK))
+    return distance_MK[:, 0].astype(np.float64), position_MK[:, 0]
 
 
 def _kernel_sum(x_NF: np.ndarray, y_MF: np.ndarray) -> float:

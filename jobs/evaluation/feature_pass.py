@@ -7,7 +7,7 @@ images in the group. The driver adds the files in a fixed order, so that no numb
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from safetensors.numpy import load, save
 
 from dcgan.evaluation import features
 from dcgan.evaluation.distances import Answers, NearestNeighbour, Sums
+from dcgan.evaluation.features import Features
 from jobs.cluster import actor_pool
 from jobs.cluster.connection import Pool
+from jobs.command import feature_weights
 from jobs.command.errors import LostWorkError
 from jobs.command.progress import Progress
 from pipelines.dataset import checked_file, selection
@@ -30,6 +32,8 @@ ROLES = ("real", "fake", "holdout")
 MAX_GROUPS = 32
 MAX_SUMMED = 4096  # features; with more there are no sums: F x F would exceed 134 MB, and grows with the square
 MAX_CLASS_SUMS = 1 << 24  # numbers in all classes' F x F: 134 MB
+MAX_SEARCHED = 60_000  # real images among which the nearest is sought: MNIST's
+MAX_SEARCHED_BYTES = 1 << 29  # of their features; pixels at 64x64 allow 10,922 images
 _BATCH = 512
 
 
@@ -39,7 +43,7 @@ class PassPlan:
 
     urls: Mapping[str, str]  # by role
     features: str
-    weights: str | None  # the URL of the features' weights, if they have any
+    weights: str | None  # the URL of the features' weights, if they are in a file
     images: int
     seed: int
     classes: int  # 0: labels are ignored
@@ -63,6 +67,8 @@ class DatasetFeatures:
     label_N: np.ndarray  # -1 without classes
     position_N: np.ndarray  # in the dataset
     answers: Answers  # nearest of all its images to each sampled test image; none for the tested dataset itself
+    searched_MF: np.ndarray  # of the real images among which the nearest is sought; with the sampled ones
+    searched_position_M: np.ndarray  # in the dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +90,13 @@ class MeasureGroup:
             role: selection.open_through(folder, plan.selections.get(role)) for role, folder in self.folders.items()
         }
         self.groups = groups(self.indexes)
-        self.features = features.make(plan.features, self.indexes["real"].image_shape, read_weights(plan.weights))
+        self.features = make_features(plan, self.indexes["real"].image_shape)
         self.classifier: NearestNeighbour | None = None
 
     def __call__(self, shard: int) -> dict[str, Any]:
         group = self.groups[shard]
         folder, index = self.folders[group.role], self.indexes[group.role]
-        drawn = draw(group.role, index, self.plan)
+        drawn = searched(group.role, index, self.plan, self.features.size)
         summed = self.features.size if self.features.size <= MAX_SUMMED else 0
         sums = [Sums.none(summed) for _ in range(1 + self.class_sums(summed))]
         kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -117,7 +123,8 @@ class MeasureGroup:
         if role == self.plan.tested or self.plan.tested is None:
             return None
         if self.classifier is None:
-            tested = _add(self.groups, self.plan.tested, self.output, self.key)
+            drawn = draw(self.plan.tested, self.indexes[self.plan.tested], self.plan)
+            tested = _add(self.groups, self.plan.tested, self.output, self.key, drawn)
             self.classifier = NearestNeighbour(tested.features_NF)
         return self.classifier
 
@@ -145,10 +152,29 @@ def draw(role: str, index: Index, plan: PassPlan) -> np.ndarray:
     return drawn
 
 
-def read_weights(url: str | None) -> bytes | None:
-    if url is None:
+def searched(role: str, index: Index, plan: PassPlan, size: int) -> np.ndarray:
+    """The sorted positions of the images whose features are kept, `size` numbers each: the sampled ones.
+
+    Of the real dataset also the others, up to MAX_SEARCHED: an image may be a copy of any.
+    """
+    drawn = draw(role, index, plan)
+    most = min(MAX_SEARCHED, MAX_SEARCHED_BYTES // (4 * size))
+    if role != "real" or len(drawn) >= min(most, index.samples):
+        return drawn
+    return np.union1d(drawn, draw(role, index, replace(plan, images=most)))
+
+
+def make_features(plan: PassPlan, image_shape: tuple[int, int, int]) -> Features:
+    """The features of a pass. Raises FeaturesError."""
+    return features.make(plan.features, image_shape, _read_weights(plan))
+
+
+def _read_weights(plan: PassPlan) -> bytes | None:
+    if plan.features == features.LITE:
+        return feature_weights.read()
+    if plan.weights is None:
         return None
-    parent, _, name = url.rpartition("/")
+    parent, _, name = plan.weights.rpartition("/")
     return Folder(parent or "/").read(name)
 
 
@@ -174,15 +200,15 @@ def run_pass(
                 progress.update(count)
             if bad:
                 raise LostWorkError(f"{len(bad)} groups of shards could not be measured; the first: {bad[0].error}")
-    return {role: _add(planned, role, output, key) for role in indexes}
+    return {role: _add(planned, role, output, key, draw(role, index, plan)) for role, index in indexes.items()}
 
 
 def part_name(key: str, number: int) -> str:
     return f"{PARTS}/{key}-{number:05d}.safetensors"
 
 
-def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> DatasetFeatures:
-    """Add up the files of a dataset, in order."""
+def _add(planned: Sequence[Group], role: str, output: Folder, key: str, drawn: np.ndarray) -> DatasetFeatures:
+    """Add up the files of a dataset, in order. `drawn`: the positions of its sampled images."""
     sums: list[Sums] = []
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     answers: Answers | None = None
@@ -195,7 +221,10 @@ def _add(planned: Sequence[Group], role: str, output: Folder, key: str) -> Datas
         answers = found if answers is None else answers + found
     assert answers is not None, "a sealed dataset has a shard"
     features_NF, label_N, position_N = (np.concatenate(columns) for columns in zip(*kept, strict=True))
-    return DatasetFeatures(sums[0], tuple(sums[1:]), features_NF, label_N, position_N, answers)
+    rows = np.searchsorted(position_N, drawn)
+    return DatasetFeatures(
+        sums[0], tuple(sums[1:]), features_NF[rows], label_N[rows], drawn, answers, features_NF, position_N
+    )
 
 
 def _pack(

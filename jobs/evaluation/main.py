@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from dcgan.evaluation import classifier, features
+from dcgan.evaluation import classifier
 from dcgan.evaluation.distances import NEIGHBOURS
-from dcgan.evaluation.features import Features, FeaturesError
+from dcgan.evaluation.features import LITE, Features, FeaturesError
 from jobs.cluster import connection
+from jobs.command import feature_weights
 from jobs.command.errors import UsageError
 from jobs.evaluation import accuracy_score, feature_pass, metrics, report
 from jobs.evaluation.accuracy_score import ClassifierTraining
 from jobs.evaluation.feature_pass import DatasetFeatures, PassPlan
-from jobs.evaluation.metrics import ClassifierTest, Row
+from jobs.evaluation.metrics import ClassifierTest, Row, Sample
 from jobs.evaluation.settings import FEWEST, EvaluateSettings
 from pipelines import images
 from pipelines.dataset import claim, layout, reader, selection, writer
@@ -45,23 +46,25 @@ def main(settings: EvaluateSettings) -> None:
     trainings = _classifier_trainings(settings, folders, indexes, len(classes))
     plan = PassPlan(
         {role: folder.url for role, folder in folders.items()},
-        settings.features,
+        settings.features or _default_features(indexes["real"].image_shape),
         _weights(settings, trainings, output),
         settings.images,
         settings.seed,
         len(classes),
         selections,
     )
-    if settings.features != "classifier":
+    if plan.features != "classifier":
         _features(plan, indexes["real"])  # an error in the features shows before Ray starts
     with connection.connect(settings.workers, "cpu", verbose=settings.verbose, wait_s=settings.wait_s) as pool:
         wrong = accuracy_score.train_classifiers(trainings, output, pool)
-        protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))
+        protocol = _protocol(settings, plan, folders, indexes, _features(plan, indexes["real"]))
         key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
         measured = feature_pass.run_pass(plan, indexes, output, key, pool)
     tests = _classifier_tests(plan, measured, trainings, wrong)
-    rows = metrics.rows(measured, len(classes), settings.repeats, settings.seed, tests)
-    _write(output, protocol, classes, rows, measured, _pairs(folders, indexes, measured))
+    samples = metrics.samples(measured)
+    rows = metrics.rows(measured, samples, len(classes), settings.repeats, settings.seed, tests)
+    pairs = _pairs(folders, indexes, metrics.closest(samples["fake"], measured["fake"].position_N, PAIRS))
+    _write(output, protocol, classes, rows, samples, pairs)
     writer.discard(output, feature_pass.PARTS)
     _print(rows, protocol, settings)
     print(f"evaluate: {output}/{RESULT} and {REPORT}")
@@ -72,7 +75,7 @@ def _write(
     protocol: Mapping[str, Any],
     classes: Sequence[str],
     rows: Sequence[Row],
-    measured: Mapping[str, DatasetFeatures],
+    samples: Mapping[str, Sample],
     pairs: Sequence[tuple[float, str, str, tuple[Pixels, Pixels]]],
 ) -> None:
     """Write the report, then the numbers."""
@@ -84,7 +87,6 @@ def _write(
         "closest": [{"distance": distance, "fake": fake, "real": real} for distance, fake, real, _ in pairs],
     }
     picture = images.grid([[p[n] for *_, p in pairs] for n in range(2)], scale=max(1, 64 // pairs[0][3][0].shape[0]))
-    samples = {role: metrics.Sample(one.features_NF, one.label_N) for role, one in measured.items()}
     html = report.render_html(protocol, classes, rows, metrics.nearest_distances(samples), images.encode(picture))
     output.write(REPORT, html.encode())
     output.write(RESULT, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
@@ -164,15 +166,28 @@ def _classifier_tests(
     return tests
 
 
+def _default_features(image_shape: tuple[int, int, int]) -> str:
+    if not feature_weights.wanted(image_shape):
+        return "vgg16-random"
+    if not feature_weights.installed():
+        print(f"evaluate: vgg16-random, as {feature_weights.MISSING}", flush=True)
+        return "vgg16-random"
+    return LITE
+
+
 def _features(plan: PassPlan, real: Index) -> Features:
     try:
-        return features.make(plan.features, real.image_shape, feature_pass.read_weights(plan.weights))
+        return feature_pass.make_features(plan, real.image_shape)
     except FeaturesError as error:
         raise UsageError(f"--inception-weights {plan.weights or '(not given)'}: {error}") from error
 
 
 def _protocol(
-    settings: EvaluateSettings, folders: Mapping[str, Folder], indexes: Mapping[str, Index], chosen: Features
+    settings: EvaluateSettings,
+    plan: PassPlan,
+    folders: Mapping[str, Folder],
+    indexes: Mapping[str, Index],
+    chosen: Features,
 ) -> dict[str, Any]:
     """The protocol of the numbers. Equal protocols give equal numbers on one kind of machine."""
     datasets = {}
@@ -186,6 +201,7 @@ def _protocol(
             "split": reader.read_claim(folders[role]).settings.get("split"),
             "shape": list(index.image_shape),
         }
+    datasets["real"]["searched"] = len(feature_pass.searched("real", indexes["real"], plan, chosen.size))
     if settings.selection:
         datasets["fake"]["selection"] = _selection_facts(settings)
     return {
@@ -201,11 +217,11 @@ def _protocol(
 
 
 def _pairs(
-    folders: Mapping[str, Folder], indexes: Mapping[str, Index], measured: Mapping[str, DatasetFeatures]
+    folders: Mapping[str, Folder], indexes: Mapping[str, Index], closest: Sequence[tuple[float, int, int]]
 ) -> list[tuple[float, str, str, tuple[Pixels, Pixels]]]:
-    """The closest pairs of a fake and a real image: distance, both keys, both pictures."""
+    """The closest pairs of a fake and a real image, given by their positions: distance, both keys, both pictures."""
     found = []
-    for distance, fake, real in metrics.closest(measured["real"], measured["fake"], PAIRS):
+    for distance, fake, real in closest:
         fake_key, fake_image = loader.at(folders["fake"], indexes["fake"], fake)
         real_key, real_image = loader.at(folders["real"], indexes["real"], real)
         found.append((distance, fake_key, real_key, (fake_image, real_image)))

@@ -10,6 +10,7 @@ from dcgan.evaluation.distances import NEIGHBOURS, Sums, frechet_distance, kerne
 from jobs.evaluation.feature_pass import DatasetFeatures
 
 CLOSE = 0.01
+_SOUGHT = ("nearest_distance", "too_close")  # measures of the nearest of all searched real images
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +30,37 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sampled images: features_NF and label_N."""
+    """Sampled images. The nearest of the searched real images is another one than the image itself."""
 
     features_NF: np.ndarray
     label_N: np.ndarray
+    near_N: np.ndarray  # distance to the nearest
+    nearest_N: np.ndarray  # position of the nearest in the real dataset
 
     def __len__(self) -> int:
         return len(self.label_N)
 
     def half(self, rng: np.random.Generator) -> "Sample":
-        chosen = rng.permutation(len(self))[: len(self) // 2]
-        return Sample(self.features_NF[chosen], self.label_N[chosen])
+        return self._at(rng.permutation(len(self))[: len(self) // 2])
 
     def of_class(self, label: int | None) -> "Sample":
         if label is None:
             return self
-        return Sample(self.features_NF[self.label_N == label], self.label_N[self.label_N == label])
+        return self._at(self.label_N == label)
+
+    def _at(self, rows: np.ndarray) -> "Sample":
+        return Sample(self.features_NF[rows], self.label_N[rows], self.near_N[rows], self.nearest_N[rows])
+
+
+def samples(measured: Mapping[str, DatasetFeatures]) -> dict[str, Sample]:
+    """The sampled images of each dataset. Takes time: each is compared with all searched real images."""
+    real = measured["real"]
+    own = {"real": np.searchsorted(real.searched_position_M, real.position_N)}
+    found = {}
+    for role, one in measured.items():
+        near_N, row_N = nearest(real.searched_MF, one.features_NF, own.get(role))
+        found[role] = Sample(one.features_NF, one.label_N, near_N, real.searched_position_M[row_N])
+    return found
 
 
 Name = tuple[str, str, str, int | None]  # measure, of, against, label
@@ -83,13 +99,17 @@ def nearest_neighbour_tests(measured: Mapping[str, DatasetFeatures], tested: str
 
 
 def rows(
-    measured: Mapping[str, DatasetFeatures], classes: int, repeats: int, seed: int, tests: Sequence[ClassifierTest] = ()
+    measured: Mapping[str, DatasetFeatures],
+    samples: Mapping[str, Sample],
+    classes: int,
+    repeats: int,
+    seed: int,
+    tests: Sequence[ClassifierTest] = (),
 ) -> list[Row]:
     """All numbers. The spread is the standard deviation over random halves.
 
     It estimates the standard error of a value at n images.
     """
-    samples = {role: Sample(one.features_NF, one.label_N) for role, one in measured.items()}
     values = _measure(samples, classes)
     rng = np.random.default_rng([seed, len(measured)])
     halves = [_measure({role: one.half(rng) for role, one in samples.items()}, classes) for _ in range(repeats)]
@@ -99,6 +119,8 @@ def rows(
         drawn = [half[name][0] for half in halves if half[name][0] is not None]
         spread = float(np.std(np.array(drawn, np.float64), ddof=1)) if 1 < len(drawn) == repeats else None
         counts = [len(samples[role].of_class(label)) for role in (of, against)]
+        if measure in _SOUGHT and against == "real":
+            counts[1] = len(measured["real"].searched_MF)
         row = Row(measure, of, against, label, value, spread, counts[0], counts[1], note)
         found.append(_of_all_images(row, measured) if measure == "frechet_distance" else row)
     return found + [test.row(repeats, rng) for test in tests]
@@ -164,13 +186,8 @@ def _alike(real: Sample, fake: Sample) -> tuple[float, str]:
 
 def nearest_distances(samples: Mapping[str, Sample]) -> dict[tuple[str, str], np.ndarray]:
     """distance_N by (of, against): from each image of one set to the nearest image of the other, or of its own set."""
-    real = samples["real"].features_NF
-    found = {(role, "real"): nearest(real, one.features_NF)[0] for role, one in samples.items() if role != "real"}
-    return {
-        **found,
-        ("real", "real"): nearest(real)[0],
-        ("fake", "fake"): nearest(samples["fake"].features_NF)[0],
-    }
+    near = {(role, "real"): samples[role].near_N for role in (*(role for role in samples if role != "real"), "real")}
+    return {**near, ("fake", "fake"): nearest(samples["fake"].features_NF)[0]}
 
 
 def _of_all_images(row: Row, measured: Mapping[str, DatasetFeatures]) -> Row:
@@ -192,8 +209,10 @@ def _sums(measured: DatasetFeatures, label: int | None) -> Sums | None:
     return measured.class_sums[label] if measured.class_sums else None
 
 
-def closest(real: DatasetFeatures, fake: DatasetFeatures, number: int) -> list[tuple[float, int, int]]:
-    """The closest pairs: distance, and the positions of the fake and the real image in their datasets."""
-    distance_N, nearest_N = nearest(real.features_NF, fake.features_NF)
-    order = np.argsort(distance_N, kind="stable")[:number]
-    return [(float(distance_N[i]), int(fake.position_N[i]), int(real.position_N[nearest_N[i]])) for i in order]
+def closest(fake: Sample, position_N: np.ndarray, number: int) -> list[tuple[float, int, int]]:
+    """The closest pairs: distance, and the positions of the fake and the real image in their datasets.
+
+    Args: position_N: of the sampled fakes in their dataset.
+    """
+    order = np.argsort(fake.near_N, kind="stable")[:number]
+    return [(float(fake.near_N[i]), int(position_N[i]), int(fake.nearest_N[i])) for i in order]

@@ -23,8 +23,10 @@ class EvaluateSettings(ClusterSettings):
     fake: Url = Field("{root}/synthetic", description="the synthetic dataset")
     selection: Url | None = Field(None, description="measure only these images of --fake: a file of jobs/curate.py")
     holdout: Url | None = Field(None, description="real images that the model was not trained on, as a reference")
-    features: Literal["pixels", "vgg16-random", "classifier", "inception"] = Field(
-        "vgg16-random", description="the features in which images are compared"
+    features: Literal["efficientnet-lite0", "pixels", "vgg16-random", "classifier", "inception"] | None = Field(
+        None,
+        description="the features in which images are compared; default: efficientnet-lite0 for colour images of 32 "
+        "pixels and more, else vgg16-random",
     )
     inception_weights: Url | None = Field(
         None, description="safetensors file: the state dict of torchvision's inception_v3"

@@ -56,8 +56,10 @@ class IngestSettings(ClusterSettings):
         description="a path or URL of images in any of the forms above; `digits` is 5,000 of MNIST, built in"
     )
     output: Url = Field("{root}/real", description="where the dataset goes")
-    kind: Literal["auto", "images", "webdataset", "parquet", "idx"] = Field(
-        "auto", description="how to read a folder that could be read in several ways"
+    kind: Literal["auto", "images", "webdataset", "parquet", "idx", "stacked-mnist"] = Field(
+        "auto",
+        description="how to read a folder that could be read in several ways; stacked-mnist: of IDX digits, three as "
+        "one colour image",
     )
     split: str | None = Field(None, description="part of a source that has several, as train or test")
     labels: Literal["auto", "none"] = Field("auto", description="auto: the classes of the source; none: no classes")

@@ -26,19 +26,19 @@ class ArraySource(Source):
 
     def __init__(self, name: str, images: np.ndarray, labels_N: np.ndarray, classes: list[str] | None = None) -> None:
         super().__init__()
-        self._name, self._images, self._labels = name, images, labels_N
+        self._name, self.images, self.labels_N = name, images, labels_N
         self.classes = classes or [str(label) for label in range(int(labels_N.max()) + 1)]
         height, width, channels = as_pixels(images[0]).shape
         self.shape = (height, channels) if height == width else None
 
     def items(self) -> Iterator[Item]:
         assert self.classes is not None
-        for number, (image, label) in enumerate(self.tally.over(zip(self._images, self._labels, strict=True))):
+        for number, (image, label) in enumerate(self.tally.over(zip(self.images, self.labels_N, strict=True))):
             # The checksum of the pixels as offset: a change of the array is found.
             yield Item(f"{self._name}#{number}", str(number), zlib.crc32(image), image.size, self.classes[label])
 
     def read(self, items: Sequence[Item]) -> Iterator[Content]:
-        return (as_pixels(self._images[int(item.place)]) for item in items)
+        return (as_pixels(self.images[int(item.place)]) for item in items)
 
 
 def digits() -> ArraySource:

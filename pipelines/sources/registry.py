@@ -4,6 +4,7 @@
     zips, tars         a .zip or a .tar of one             idx                IDX files, as MNIST's; `digits`
     lists              a .csv or .jsonl list of paths      torchvision_sets   `torchvision:NAME`
     webdataset_tars    a folder of WebDataset shards       ganmill_dataset    a sealed dataset of ganmill's
+    stacked_mnist      three digits of IDX files as one image
 
 A source lists its items, which pipelines/ingest/catalogue.py puts in order, and reads the contents of one shard's items
 at a time. Only its URL travels to the workers, which open it themselves.
@@ -20,6 +21,7 @@ from pipelines.sources.ganmill_dataset import SealedSource
 from pipelines.sources.idx import digits, idx, idx_splits, is_array
 from pipelines.sources.lists import ListSource
 from pipelines.sources.parquet import ENDING, ParquetSource
+from pipelines.sources.stacked_mnist import stacked_mnist
 from pipelines.sources.tars import TAR_ENDINGS, TarSource
 from pipelines.sources.torchvision_sets import TorchvisionSource
 from pipelines.sources.webdataset_tars import WebDatasetSource
@@ -27,7 +29,10 @@ from pipelines.sources.zips import ZipSource
 from pipelines.storage.folder import Folder
 
 BUILT_IN = ("digits", "torchvision:")  # sources without a URL
-KINDS = ("digits", "torchvision", "zip", "tar", "list", "parquet", "dataset", "idx", "webdataset", "images")
+KINDS = (
+    *("digits", "torchvision", "zip", "tar", "list", "parquet", "dataset", "idx", "stacked-mnist", "webdataset"),
+    "images",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,8 @@ def open_source(url: str, kind: str, choice: Choice) -> Source:
         return ParquetSource(folder, [name for name, _ in folder.walk(hidden=True)], choice)
     if kind == "idx":
         return idx(folder, choice)
+    if kind == "stacked-mnist":
+        return stacked_mnist(folder, choice)
     if kind == "dataset":
         return SealedSource(folder, choice)
     return WebDatasetSource(folder, choice) if kind == "webdataset" else FolderSource(folder, choice)

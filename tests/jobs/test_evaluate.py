@@ -6,11 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from dcgan import numerics
@@ -59,10 +62,18 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     place = tmp_path_factory.mktemp("tiny")
 
     @functools.cache
-    def make(name: str, seed: int, *, size: int = 28, count: int = 30, classes: tuple[str, ...] = ("a", "b")) -> Path:
+    def make(
+        name: str,
+        seed: int,
+        *,
+        size: int = 28,
+        channels: int = 1,
+        count: int = 30,
+        classes: tuple[str, ...] = ("a", "b"),
+    ) -> Path:
         rng, folder = np.random.default_rng(seed), Folder(str(place / name))
         fields = {
-            **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": 1},
+            **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": channels},
             **{"classes": list(classes) or None, "image": {"format": "png"}, "arithmetic": {}},
         }
         identity = from_json(fields)
@@ -71,7 +82,7 @@ def tiny(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         for shard in range(layout.num_shards(identity)):
             samples = []
             for number in layout.shard_range(identity, shard):
-                noise = rng.integers(0, 256, (size, size, 1), np.uint8) // 4 + 64 * (number % 2)  # dark, bright
+                noise = rng.integers(0, 256, (size, size, channels), np.uint8) // 4 + 64 * (number % 2)  # dark, bright
                 samples.append(Sample(number, images.encode(noise), number % 2 if classes else None))
             records[shard] = writer.commit(folder, shard, "ingest", samples, {"source": ["x"] * len(samples)})
         writer.seal(folder, identity, records, {})
@@ -197,6 +208,38 @@ def test_a_set_against_itself(tiny: Tiny, tmp_path: Path) -> None:
     assert told["too_close", "fake", "real", None] == 1.0  # all of them copies
 
 
+def test_a_copy_is_found_also_where_its_original_was_not_drawn(tiny: Tiny, tmp_path: Path) -> None:
+    real = tiny("real", 0)
+    found = run(real, real, tmp_path / "out", images=20)
+    told = values(found)
+    assert told["kernel_distance", "fake", "real", None] != 0.0  # of 20 images of each, which are not the same
+    assert told["too_close", "fake", "real", None] == 1.0
+    assert all(pair["fake"] == pair["real"] for pair in found["closest"])
+    assert found["protocol"]["datasets"]["real"]["searched"] == 30
+    sought = {row["measure"] for row in found["results"] if (row["n_of"], row["n_against"]) == (20, 30)}
+    assert {"too_close", "nearest_distance"} <= sought
+
+
+@given(samples=st.integers(1, 200_000), images=st.integers(20, 200_000), size=st.integers(1, 30_000))
+def test_the_nearest_is_sought_among_all_real_images_up_to_a_limit(
+    tiny: Tiny, samples: int, images: int, size: int
+) -> None:
+    plan = feature_pass.PassPlan({}, "pixels", None, images, 0, 0)
+    index = reader.open_sealed(Folder(str(tiny("real", 0))))
+    index = replace(index, shards=(replace(index.shards[0], samples=samples),))
+    for role in ("real", "fake"):
+        drawn = feature_pass.draw(role, index, plan)
+        kept = feature_pass.searched(role, index, plan, size)
+        assert np.isin(drawn, kept).all()
+        assert (np.diff(kept) > 0).all()
+        if role == "fake":
+            assert len(kept) == len(drawn)
+        elif samples <= feature_pass.MAX_SEARCHED and samples * size * 4 <= feature_pass.MAX_SEARCHED_BYTES:
+            assert len(kept) == samples
+        else:
+            assert len(kept) <= len(drawn) + feature_pass.MAX_SEARCHED
+
+
 @pytest.mark.slow
 def test_a_holdout_whatever_the_workers(tiny: Tiny, tmp_path: Path) -> None:
     """A second start with other workers writes the same bytes."""
@@ -215,13 +258,19 @@ def test_a_holdout_whatever_the_workers(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_random_features_through_the_command(tiny: Tiny, tmp_path: Path) -> None:
-    real = tiny("unlabelled", 1, classes=())
-    found = run(real, real, tmp_path / "out", features="vgg16-random")
+@pytest.mark.parametrize(
+    ("name", "size", "channels"), [("vgg16-random", 28, 1), ("vgg16-random", 32, 1), ("efficientnet-lite0", 32, 3)]
+)
+def test_the_default_features_through_the_command(
+    tiny: Tiny, tmp_path: Path, name: str, size: int, channels: int
+) -> None:
+    real = tiny(f"unlabelled-{size}-{channels}", 1, size=size, channels=channels, classes=())
+    found = run(real, real, tmp_path / "out", features=None)
+    assert found["protocol"]["features"]["name"] == name
     assert len(found["protocol"]["features"]["digest"]) == 64
     told = values(found)
     assert told["recall", "fake", "real", None] is not None
-    assert told["frechet_distance", "fake", "real", None] is None  # 30 images, 64 features
+    assert told["frechet_distance", "fake", "real", None] is None  # 30 images, 64 features or more
 
 
 @pytest.mark.slow

@@ -187,6 +187,15 @@ def test_nearest_neighbours_in_parts_agree_with_scikit_learn(far: float) -> None
         assert np.allclose(np.sqrt(found.distance_M), distance[:, 0], rtol=1e-3)
 
 
+def test_an_image_is_not_its_own_neighbour_and_its_duplicate_is() -> None:
+    train = np.array([[0.0], [5.0], [5.0], [6.0], [9.0]])
+    own = np.array([3, 1, 2, 0])
+    distance, position = nearest(train, train[own], own)
+    assert distance.tolist() == [1.0, 0.0, 0.0, 5.0]
+    assert position.tolist()[1:3] == [2, 1]
+    assert {position[0], position[3]} <= {1, 2}
+
+
 def test_nearest_by_hand_with_and_without_queries() -> None:
     train = np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])
     distance, position = nearest(train, np.array([[3.0, 4.5], [0.0, 1.0]]))

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
+from sklearn.datasets import load_sample_image
 from torchvision.models import inception_v3
 
-from dcgan.evaluation import features
+from dcgan.evaluation import efficientnet, features
+from dcgan.evaluation.efficientnet import EfficientNetLite0
 from dcgan.evaluation.features import Features, FeaturesError
+from jobs.command import feature_weights
 
 
 def pictures(count: int, size: int, channels: int) -> np.ndarray:
@@ -49,6 +52,51 @@ def test_the_seed_decides_random_features_and_the_global_random_state_stays(vgg:
     assert "no resizing" in vgg.protocol
 
 
+@pytest.fixture(scope="module")
+def lite_weights() -> bytes:
+    return feature_weights.read()
+
+
+@pytest.mark.parametrize(
+    ("file", "classes"),
+    [("flower.jpg", {985: "daisy"}), ("china.jpg", {442: "bell cote", 698: "palace"})],
+)
+def test_it_sees(lite_weights: bytes, file: str, classes: dict[int, str]) -> None:
+    """Its first classes, of 1,000, are those that the pictures show."""
+    image = torch.from_numpy(load_sample_image(file)[:, 100:527].copy()).permute(2, 0, 1)[None].float() / 255
+    square = torch.nn.functional.interpolate(image, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+    with torch.inference_mode():
+        logits_K = efficientnet.pretrained(lite_weights)(square)[0]
+    assert {*logits_K.topk(len(classes)).indices.tolist()} == {*classes}
+
+
+def test_folding_the_norms_changes_nothing(lite_weights: bytes) -> None:
+    """Against the network as it was trained, whose statistics are not the identity."""
+    folded = efficientnet.pretrained(lite_weights)
+    plain = EfficientNetLite0().eval()
+    found = [value for _, value in sorted(load(lite_weights).items())]
+    plain.load_state_dict(dict(zip(plain.state_dict(), found, strict=True)))
+    assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in plain.modules()) == 49
+    assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in folded.modules()) == 0
+    images_BCHW = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = plain.features(images_BCHW)
+        assert torch.allclose(folded.features(images_BCHW), expected, rtol=1e-3, atol=1e-4)
+    assert expected.std(1).min() > 0.1
+
+
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3), (64, 3)])
+def test_learned_features_do_not_depend_on_neighbours(lite_weights: bytes, size: int, channels: int) -> None:
+    lite = features.make("efficientnet-lite0", (size, size, channels), lite_weights)
+    assert (lite.size, len(lite.digest)) == (1280, 64)
+    assert "FID" in lite.protocol
+    assert "bicubic, antialiased" in lite.protocol
+    images = pictures(11, size, channels)
+    found = lite(images)
+    assert (found.shape, found.dtype) == ((11, 1280), np.float32)
+    assert np.allclose(lite(images[9:10])[0], found[9], rtol=1e-3, atol=1e-4)
+
+
 def test_inception_takes_the_users_weights_with_and_without_heads() -> None:
     """The weights are random and have the right shapes. No test uses trained weights."""
     torch.manual_seed(0)
@@ -66,7 +114,14 @@ def test_inception_takes_the_users_weights_with_and_without_heads() -> None:
         ("inception", None, "no weights; give torchvision's inception_v3 as a safetensors file, or take vgg16-random"),
         ("inception", b"no such file", "the weights are not torchvision's inception_v3 as safetensors"),
         ("inception", save({"x": torch.ones(1)}), "the weights are not torchvision's inception_v3 as safetensors"),
-        ("vgg19", None, "features 'vgg19': unknown; use one of pixels, vgg16-random, classifier, inception"),
+        ("efficientnet-lite0", None, "no weights; vgg16-random needs none"),
+        ("efficientnet-lite0", b"x", "features efficientnet-lite0: other weights (Error while deserializing"),
+        ("efficientnet-lite0", save({"x": torch.ones(1)}), "other weights (1 tensors, where the network has 296)"),
+        (
+            "vgg19",
+            None,
+            "features 'vgg19': unknown; use one of efficientnet-lite0, pixels, vgg16-random, classifier, inception",
+        ),
     ],
 )
 def test_the_error_is_one_line_with_the_reason(name: str, weights: bytes | None, message: str) -> None:
