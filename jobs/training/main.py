@@ -1,5 +1,7 @@
 """Train a DCGAN with DistributedDataParallel on Ray Train workers, from a sealed dataset to a run with models."""
 
+from typing import Any
+
 from dcgan.configuration import identity as identity_of
 from dcgan.families import registry
 from dcgan.families.family import FamilyConfig
@@ -14,6 +16,7 @@ from jobs.training.driver import Workers
 from jobs.training.settings import TrainSettings
 from jobs.training.training_job import TrainingJob
 from pipelines.dataset import reader, selection
+from pipelines.dataset.attribution import NONE
 from pipelines.dataset.layout import Index
 from pipelines.loading import order
 from pipelines.loading.order import Plan
@@ -64,6 +67,7 @@ def main(settings: TrainSettings) -> None:
             "recipe": settings.recipe,
             "dtype": chosen.dtype_name,
             **selected,
+            **_attribution(settings),
         },
         claim=run_store.claim_digest(folder),
     )
@@ -99,6 +103,16 @@ def _open_dataset(settings: TrainSettings) -> tuple[Index, dict[str, str]]:
         return index, {}
     chosen = selection.read(settings.selection)
     return selection.narrow(index, chosen, settings.selection), {"selection": chosen.digest}
+
+
+def _attribution(settings: TrainSettings) -> dict[str, Any]:
+    """Title, licence and citation of the dataset, for the models' provenance; nothing if none is known.
+
+    They travel with a model to what it makes. They are no part of the run's identity.
+    """
+    known = reader.read_claim(Folder(settings.data)).attribution or NONE
+    found = known.model_copy(update={"date": None}).to_json()
+    return {"attribution": found} if found else {}
 
 
 def _configurations(settings: TrainSettings, index: Index) -> tuple[FamilyConfig, MethodConfig]:
