@@ -11,8 +11,9 @@ from jobs.cluster.connection import Pool
 from jobs.cluster.probe import probe_for_training
 from jobs.command.errors import UsageError
 from jobs.command.model_store import BEST
-from jobs.training import checkpoints, driver, report, run_store
+from jobs.training import checkpoints, driver, run_store
 from jobs.training.driver import Workers
+from jobs.training.report import REPORT, Report
 from jobs.training.settings import TrainSettings
 from jobs.training.training_job import TrainingJob
 from pipelines.dataset import reader, selection
@@ -78,7 +79,7 @@ def main(settings: TrainSettings) -> None:
     else:
         _print_start(settings, job, index, workers, fingerprint, saved)
         driver.fit(job, workers, settings.max_failures, saved)
-    _finish(folder)
+    _finish(folder, job.total)
 
 
 def _open_dataset(settings: TrainSettings) -> tuple[Index, dict[str, str]]:
@@ -161,7 +162,7 @@ def _print_start(
     )
 
 
-def _finish(folder: Folder) -> None:
+def _finish(folder: Folder, total: int) -> None:
     """Write the report, and print the best model."""
     ticks, best = run_store.read_progress(folder)
     if best is None:
@@ -169,9 +170,11 @@ def _finish(folder: Folder) -> None:
             f"{folder}: no {BEST} here: its models were not measured yet (go on with more --images), or its workers "
             "wrote it where this node does not look (use a path that every node shares, or a URL)"
         )
-    report.write_report(folder, ticks, best)
+    Report(folder, total).write(ticks, best)
+    folder.abort_uploads()  # of dead workers
     print(
         f"train: {folder}: best model {best['model']}, {best['metric']} {best['value']:.5f} "
         f"after {best['images']:,} images"
     )
+    print(f"train: how it went: {folder}/{REPORT}")
     print(f"train: next: jobs/generate.py --model {folder} --count 1e4")
