@@ -63,9 +63,11 @@ clean: ## remove the environment
 .venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
 	$(call install_lock,requirements.lock)
 
-.venv/.installed-dev: requirements-dev.lock pyproject.toml tests/azurite/package-lock.json | .venv/bin/python
+.venv/.installed-dev: requirements-dev.lock pyproject.toml tests/azurite/package-lock.json tests/browser/package-lock.json | .venv/bin/python
 	$(call install_lock,requirements-dev.lock)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --silent
+	for folder in azurite browser; do \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --prefix tests/$$folder --ignore-scripts --no-audit --no-fund --silent || exit 1; \
+	done
 	@touch .venv/.installed  # the dev lock holds all of the other
 
 # Apart from the environment: programs, and data of packages whose code nobody imports.

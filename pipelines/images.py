@@ -208,3 +208,8 @@ def grid(images: list[list[Pixels]], scale: int = 1) -> Pixels:
             top, left = gap + r * (height + gap), gap + c * (width + gap)
             canvas[top : top + height, left : left + width] = image
     return canvas.repeat(scale, 0).repeat(scale, 1)
+
+
+def grid_scale(size: int) -> int:
+    """The scale at which a grid of images of this size is easy to see."""
+    return max(1, 64 // size)

@@ -32,6 +32,7 @@ WITHOUT_RAY = (
         "jobs/test_mistakes.py",
         "jobs/command/",
         "jobs/training/",
+        "pages/",
         "test_attacks.py",
         "test_damage.py",
         "test_imports.py",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 from dcgan import model_card
 from dcgan.errors import ModelError
 from dcgan.families.family import FamilyConfig
+from pipelines.dataset import facts
+from pipelines.dataset.attribution import Attribution
 from pipelines.errors import CorruptError
 from pipelines.storage.folder import Folder, MissingError
 
@@ -43,6 +45,11 @@ class StoredModel:
     def classes(self) -> list[str] | None:
         classes: list[str] | None = json.loads(self.files[model_card.CARD])["classes"]
         return classes
+
+    @property
+    def attribution(self) -> Attribution:
+        """Title, licence and citation of the dataset that the model was trained on, as far as its card has them."""
+        return facts.attribution_of(json.loads(self.files[model_card.CARD])["provenance"])
 
 
 def open_model(place: Folder) -> tuple["Model", StoredModel]:

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from jobs.command import environment
 from jobs.command.errors import UsageError
+from pipelines.dataset.attribution import Attribution, Licence, Line, Text
 from pipelines.storage.folder import StorageError, normalise
 
 S = TypeVar("S", bound="JobSettings")
@@ -137,6 +138,20 @@ class ClusterSettings(JobSettings):
         le=10**7,
         description="seconds to wait until the cluster of RAY_ADDRESS has room for the workers",
     )
+
+
+class CardSettings(ClusterSettings):
+    """The settings of the commands that make a dataset: facts for its cards."""
+
+    title: Line | None = Field(None, description="title of the dataset in its cards; default: a count of its images")
+    licence: Licence | None = Field(
+        None, description="licence in the cards: an SPDX identifier as CC-BY-4.0, a URL, or a text"
+    )
+    citation: Text | None = Field(None, description="how to cite the dataset, in the cards: BibTeX or a text")
+
+    def asked(self) -> Attribution:
+        """The facts that were given."""
+        return Attribution(title=self.title, licence=self.licence, citation=self.citation)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,7 +19,8 @@ from jobs.generation.class_policy import parse_classes
 from jobs.generation.score_histogram import ScoreHistogram
 from jobs.generation.settings import GenerateSettings
 from pipelines import images
-from pipelines.dataset import layout, reader, writer
+from pipelines.dataset import attribution, layout, reader, writer
+from pipelines.dataset.attribution import NONE, Attribution
 from pipelines.dataset.identity import Cycle, GenerateIdentity, ImageFormat, Weights
 from pipelines.dataset.labels import labels_of
 from pipelines.errors import CorruptError, DatasetError
@@ -62,7 +63,7 @@ def _generate(settings: GenerateSettings, place: Folder, pool: Pool) -> None:
         arithmetic=here,
     )
     output = Folder(settings.output)
-    _claim(output, identity, settings.stored(), opened)
+    _claim(output, identity, settings.stored(), opened, settings.asked())
     print(
         f"generate: {settings.count:,} images in {layout.num_shards(identity):,} shards, {pool.workers} workers, "
         f"{here['dtype']} on {here['device']}, model {opened.digest[:12]} of {opened.folder}",
@@ -118,8 +119,12 @@ def _print_result(output: Folder, result: ShardJobResult, scores: ScoreHistogram
     print(f"generate: next: jobs/verify.py --dataset {output} --regenerate 64")
 
 
-def _claim(output: Folder, identity: GenerateIdentity, stored: dict[str, Any], opened: StoredModel) -> None:
+def _claim(
+    output: Folder, identity: GenerateIdentity, stored: dict[str, Any], opened: StoredModel, asked: Attribution = NONE
+) -> None:
     """Claim the output, and copy the model into it; an interrupted start may have copied a part.
+
+    Where nothing is asked, the cards have the licence and the citation of the model's training images.
 
     Raises: DatasetError if the output has another identity, or holds another model without a claim.
     """
@@ -128,7 +133,9 @@ def _claim(output: Folder, identity: GenerateIdentity, stored: dict[str, Any], o
     if (strange := [name for name, differs in different.items() if differs]) and not output.exists(layout.CLAIM):
         raise DatasetError(f"{copy}/{strange[0]}: another model is here, without a dataset; use another --output")
     try:
-        writer.claim(output, identity, stored)
+        real = opened.attribution
+        found = Attribution(licence=real.licence, citation=real.citation, date=attribution.today())
+        writer.claim(output, identity, stored, asked=asked, found=found)
     except DatasetError as error:
         raise _another_model(output, opened) or error from error
     model_store.store_files(opened.files, copy, different)

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dcgan.sampling import latents
-from jobs.command.settings import ClusterSettings, GpuShare, JobSettings, Number, Url
+from jobs.command.settings import CardSettings, GpuShare, JobSettings, Number, Url
 
 
-class GenerateSettings(ClusterSettings):
+class GenerateSettings(CardSettings):
     """The settings of `jobs/generate.py`."""
 
     not_stored: ClassVar[frozenset[str]] = JobSettings.not_stored | {"gpus_per_worker", "limit_shards", "dry_run"}

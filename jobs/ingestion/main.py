@@ -23,7 +23,8 @@ from jobs.ingestion.rejects import check_rejects, count_by_reason, print_balance
 from jobs.ingestion.settings import IngestSettings
 from jobs.ingestion.worker import IngestShard
 from pipelines import images
-from pipelines.dataset import layout, writer
+from pipelines.dataset import attribution, layout, writer
+from pipelines.dataset.attribution import Attribution
 from pipelines.dataset.identity import Dedupe, Holdout, ImageFormat, IngestIdentity, Limits
 from pipelines.ingest import catalogue, duplicates
 from pipelines.ingest.catalogue import Catalogue
@@ -70,7 +71,7 @@ def _make(
     held: Catalogue | None,
 ) -> None:
     """Claim, compare if asked, ingest and seal: the dataset, and the holdout after it."""
-    parts = _claim(settings, source, relabel, kept, held)
+    parts = _claim(settings, origin, source, relabel, kept, held)
     first = parts[0][1]
     print(
         f"ingest: {' and '.join(f'{len(part):,}' for _, _, part in parts)} images ({origin.kind}), "
@@ -100,6 +101,7 @@ def _take(settings: IngestSettings, origin: Origin, parts: list[DatasetInProgres
 
 def _claim(
     settings: IngestSettings,
+    origin: Origin,
     source: Source,
     relabel: Mapping[str, str | None],
     kept: Catalogue,
@@ -107,6 +109,7 @@ def _claim(
 ) -> list[DatasetInProgress]:
     """Claim the output, and the holdout's where there is one."""
     listing = {"listed": source.tally.listed, "ignored": source.tally.ignored}
+    found = registry.attribution(origin, source).over(Attribution(date=attribution.today()))
     outputs = [settings.output, settings.holdout_output or f"{settings.output}-holdout"]
     parts: list[DatasetInProgress] = []
     for output, part in zip(outputs, (kept, held), strict=True):
@@ -118,7 +121,7 @@ def _claim(
             )
         folder, identity = Folder(output), _identity(settings, source, relabel, part, kept)
         writer.check_size(identity.count, identity.shard_size, identity.image_size, identity.channels)
-        writer.claim(folder, identity, settings.stored(), {"listing": listing})
+        writer.claim(folder, identity, settings.stored(), {"listing": listing}, settings.asked(), found)
         parts.append((folder, identity, part))
     return parts
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dcgan.families.family import IMAGE_SIZES
-from jobs.command.settings import Channels, ClusterSettings, JobSettings, Number, Url
+from jobs.command.settings import CardSettings, Channels, JobSettings, Number, Url
 from pipelines.image_header import MAX_PIXELS
 from pipelines.storage.folder import StorageError, normalise
 
@@ -35,7 +35,7 @@ def _allowance(value: str) -> str:
     raise ValueError("must be a share, as 0.05, or a number of images, as 100")
 
 
-class IngestSettings(ClusterSettings):
+class IngestSettings(CardSettings):
     """The settings of `jobs/ingest.py`."""
 
     command: ClassVar[str] = "ingest"

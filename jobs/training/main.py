@@ -1,5 +1,7 @@
 """Train a DCGAN with DistributedDataParallel on Ray Train workers, from a sealed dataset to a run with models."""
 
+from typing import Any
+
 from dcgan.configuration import identity as identity_of
 from dcgan.families import registry
 from dcgan.families.family import FamilyConfig
@@ -9,11 +11,13 @@ from jobs.cluster.connection import Pool
 from jobs.cluster.probe import probe_for_training
 from jobs.command.errors import UsageError
 from jobs.command.model_store import BEST
-from jobs.training import checkpoints, driver, report, run_store
+from jobs.training import checkpoints, driver, run_store
 from jobs.training.driver import Workers
+from jobs.training.report import REPORT, Report
 from jobs.training.settings import TrainSettings
 from jobs.training.training_job import TrainingJob
 from pipelines.dataset import reader, selection
+from pipelines.dataset.attribution import NONE
 from pipelines.dataset.layout import Index
 from pipelines.loading import order
 from pipelines.loading.order import Plan
@@ -64,6 +68,7 @@ def main(settings: TrainSettings) -> None:
             "recipe": settings.recipe,
             "dtype": chosen.dtype_name,
             **selected,
+            **_attribution(settings),
         },
         claim=run_store.claim_digest(folder),
     )
@@ -74,7 +79,7 @@ def main(settings: TrainSettings) -> None:
     else:
         _print_start(settings, job, index, workers, fingerprint, saved)
         driver.fit(job, workers, settings.max_failures, saved)
-    _finish(folder)
+    _finish(folder, job.total)
 
 
 def _open_dataset(settings: TrainSettings) -> tuple[Index, dict[str, str]]:
@@ -99,6 +104,16 @@ def _open_dataset(settings: TrainSettings) -> tuple[Index, dict[str, str]]:
         return index, {}
     chosen = selection.read(settings.selection)
     return selection.narrow(index, chosen, settings.selection), {"selection": chosen.digest}
+
+
+def _attribution(settings: TrainSettings) -> dict[str, Any]:
+    """Title, licence and citation of the dataset, for the models' provenance; nothing if none is known.
+
+    They travel with a model to what it makes. They are no part of the run's identity.
+    """
+    known = reader.read_claim(Folder(settings.data)).attribution or NONE
+    found = known.model_copy(update={"date": None}).to_json()
+    return {"attribution": found} if found else {}
 
 
 def _configurations(settings: TrainSettings, index: Index) -> tuple[FamilyConfig, MethodConfig]:
@@ -147,7 +162,7 @@ def _print_start(
     )
 
 
-def _finish(folder: Folder) -> None:
+def _finish(folder: Folder, total: int) -> None:
     """Write the report, and print the best model."""
     ticks, best = run_store.read_progress(folder)
     if best is None:
@@ -155,9 +170,11 @@ def _finish(folder: Folder) -> None:
             f"{folder}: no {BEST} here: its models were not measured yet (go on with more --images), or its workers "
             "wrote it where this node does not look (use a path that every node shares, or a URL)"
         )
-    report.write_report(folder, ticks, best)
+    Report(folder, total).write(ticks, best)
+    folder.abort_uploads()  # of dead workers
     print(
         f"train: {folder}: best model {best['model']}, {best['metric']} {best['value']:.5f} "
         f"after {best['images']:,} images"
     )
+    print(f"train: how it went: {folder}/{REPORT}")
     print(f"train: next: jobs/generate.py --model {folder} --count 1e4")

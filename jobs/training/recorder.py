@@ -17,6 +17,7 @@ from dcgan.training.step import Training
 from jobs.command import model_store
 from jobs.command.scratch import Scratch
 from jobs.training import checkpoints, diagnostics, run_store
+from jobs.training.report import Report
 from jobs.training.training_job import TrainingJob
 from pipelines import images
 from pipelines.dataset import layout, reader
@@ -40,6 +41,7 @@ class Recorder:
         self.protocol = f"{tick_metric.PROTOCOL}; {len(self.real)} real and as many fake, seeds from {GRID_SEED}"
         self.scratch = Scratch("tensorboard")
         self.tensorboard = SummaryWriter(self.scratch.name)
+        self.report = Report(run, job.total)
         if not self.ticks:
             run.write("reals.png", images.encode(self._grid(self.real)))
 
@@ -59,9 +61,10 @@ class Recorder:
         self.ticks.append({"images": seen, **scalars, "protocol": self.protocol})
         self._write_curves(seen, scalars, grid, training.logits)
         self._keep_best(model, seen, scalars["kernel_distance"])
-        # The checkpoint is last: after a crash before it, the whole tick is made again with the same result.
+        # After a crash before the checkpoint, the whole tick is made again with the same result.
         run_store.write_stats(self.run, self.ticks)
         self.save(training, seen)
+        self.report.tick(self.ticks)
         return f"D {scalars['loss_d']:.2f}, G {scalars['loss_g']:.2f}, distance {scalars['kernel_distance']:.4f}"
 
     def save(self, training: Training, seen: int, history: dict[str, Tensor] | None = None) -> None:
@@ -124,8 +127,7 @@ class Recorder:
         else:
             labels = range(min(len(self.classes), 10))
             rows = [list(pictures[self.labels == label][:GRID_COLUMNS]) for label in labels]
-        scale = max(1, 64 // self.job.network.image_size)
-        return images.grid([row for row in rows if row], scale=scale)
+        return images.grid([row for row in rows if row], images.grid_scale(self.job.network.image_size))
 
 
 def first_images(data: Folder, index: layout.Index, count: int) -> tuple[np.ndarray, np.ndarray]:

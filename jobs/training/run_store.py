@@ -6,7 +6,7 @@ reals.png, grids/N.png        real images; the fixed latents after N images
 checkpoints/N/                state.safetensors, then checkpoint.json, which makes the checkpoint complete
 models/N/                     the model after N images; best.json names the best
 tensorboard/                  the same numbers as curves, and the discriminator's logits as histograms
-report.md                     a summary for people, written at the end
+report.html                   a page for people, written at each tick
 """
 
 import hashlib

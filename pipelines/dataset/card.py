@@ -3,14 +3,20 @@
 README.md (a Hugging Face dataset card), croissant.json (MLCommons Croissant 1.0) and preview.png.
 """
 
+import html
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from pipelines import images
-from pipelines.dataset import manifest, reader, writer
+from pipelines.dataset import croissant, facts, manifest, reader, writer
+from pipelines.dataset.attribution import licence_names
+from pipelines.dataset.facts import Facts
 from pipelines.dataset.identity import Identity
-from pipelines.dataset.manifest import EXTRA, ShardRecord
+from pipelines.dataset.manifest import ShardRecord
 from pipelines.errors import CorruptError
 from pipelines.images import ImageError, Pixels
 from pipelines.storage.folder import Folder
@@ -18,29 +24,15 @@ from pipelines.storage.folder import Folder
 PREVIEW_COLUMNS = 12
 PREVIEW_ROWS = 10  # without classes. With classes: a row a class, up to three times as many
 
-_MEANING = {
-    "key": "name of the sample's members in the tar: its index as 12 digits",
-    "index": "global index, from 0",
-    "shard": "number of the tar that holds it",
-    "offset": "where the image's bytes begin in the tar",
-    "size": "how many bytes they are",
-    "sha256": "hash of the image's bytes",
-    "label": "class, an index into the class names; null without classes",
-    "source": "where the image came from, relative to the source",
-    "seed": "names the latent vector that the image was made from",
-    "logit": "the discriminator's raw output for the stored image",
-    "score": "its sigmoid: how real the discriminator holds the image to be",
-}
-_CROISSANT_TYPES = {"string": "sc:Text", "fixed_size_binary[32]": "sc:Text", "float": "sc:Float"}
-
 
 def files(folder: Folder, identity: Identity, records: Mapping[int, ShardRecord]) -> dict[str, bytes]:
-    """The card's three files by name. Reads the first shards' rows and a few images, each by a range read."""
+    """The card's three files by name. Reads the claim, the first shards' rows, and a few images by range reads."""
+    known = facts.gather(folder, identity, records)
     preview = images.grid(_preview(folder, identity, records), scale=max(1, 64 // identity.image_size))
     return {
         "preview.png": images.encode(preview),
-        "README.md": _readme(identity, records).encode(),
-        "croissant.json": json.dumps(_croissant(identity, records), indent=1).encode() + b"\n",
+        "README.md": _readme(known).encode(),
+        "croissant.json": croissant.encode(known),
     }
 
 
@@ -81,42 +73,40 @@ def _first_rows(folder: Folder, records: Mapping[int, ShardRecord]) -> Iterator[
         yield from part.table.select(["key", "label", "shard", "offset", "size", "sha256"]).to_pylist()
 
 
-def _totals(records: Mapping[int, ShardRecord]) -> tuple[int, int]:
-    return sum(record.samples for record in records.values()), sum(record.bytes for record in records.values())
-
-
-def _fields(identity: Identity) -> list[tuple[str, str]]:
-    return [(field.name, str(field.type)) for field in [*manifest.COLUMNS, *EXTRA[identity.producer]]]
-
-
-def _readme(identity: Identity, records: Mapping[int, ShardRecord]) -> str:
-    samples, size = _totals(records)
-    made = identity.producer == "generate"
-    shape = f"{identity.image_size}x{identity.image_size}x{identity.channels}"
-    kind = "synthetic images, made by a DCGAN" if made else "images"
+def _readme(known: Facts) -> str:
+    """A Hugging Face dataset card. Its front matter: huggingface.co/docs/hub/datasets-cards."""
+    identity, licence = known.identity, known.attribution.licence
+    matter = {
+        "pretty_name": known.title,
+        **licence_names(licence).hugging_face,
+        "task_categories": ["image-classification" if identity.classes else "unconditional-image-generation"],
+        "size_categories": [_size_category(known.samples)],
+        "tags": ["ganmill", *(["synthetic"] if known.synthetic else [])],
+        "configs": [{"config_name": "default", "data_files": "shards/*.tar"}],
+    }
     lines = [
         "---",
-        f"pretty_name: {samples:,} {kind}",
-        "task_categories: [image-classification]"
-        if identity.classes
-        else "task_categories: [unconditional-image-generation]",
-        "configs:",
-        "- {config_name: default, data_files: shards/*.tar}",
+        yaml.safe_dump(matter, sort_keys=False, width=1000).rstrip(),
         "---",
-        f"# {samples:,} {kind}, {shape}",
+        f"# {_text(known.title)}, {known.shape}",
         "",
         "![the first images](preview.png)",
         "",
-        f"{len(records):,} WebDataset shards, {size / 1e6:,.1f} MB, in `shards/`; a Parquet row an image in "
-        "`manifest/`; every hash in `index.json`.",
+        _text(known.summary),
+        "",
+        f"{len(known.shards):,} WebDataset shards, {known.bytes / 1e6:,.1f} MB, in `shards/`; a Parquet row an image "
+        "in `manifest/`; every hash in `index.json`.",
         "",
     ]
     if identity.classes:
-        lines += ["Classes: " + ", ".join(f"{i} = {name}" for i, name in enumerate(identity.classes)), ""]
+        lines += ["Classes: " + ", ".join(f"{i} = {_text(name)}" for i, name in enumerate(identity.classes)), ""]
     lines += ["| column | type | meaning |", "|---|---|---|"]
-    lines += [f"| `{name}` | {kind} | {_MEANING[name]} |" for name, kind in _fields(identity)]
+    lines += [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in known.columns]
+    lines += ["", "## Licence, citation and origin", "", f"Licence: {_text(licence or 'unknown')}.", ""]
+    lines += ["Citation:", "", *(f"    {line}" for line in known.citation.splitlines()), "", _text(known.origin), ""]
+    if known.not_for:
+        lines += ["## What it must not be used for", "", *(f"* {sentence}" for sentence in known.not_for), ""]
     lines += [
-        "",
         "## Identity",
         "",
         "All that decides the bytes:",
@@ -126,7 +116,7 @@ def _readme(identity: Identity, records: Mapping[int, ShardRecord]) -> str:
         "```",
         "",
     ]
-    if made:
+    if known.synthetic:
         lines += [
             "Every image can be made again from its row: `jobs/verify.py --dataset URL --regenerate 64` does it for 64 "
             "rows and compares the pixels. The model lies in `model/`.",
@@ -135,58 +125,15 @@ def _readme(identity: Identity, records: Mapping[int, ShardRecord]) -> str:
     return "\n".join(lines)
 
 
-def _croissant(identity: Identity, records: Mapping[int, ShardRecord]) -> dict[str, Any]:
-    """Source: docs.mlcommons.org/croissant/docs/croissant-spec.html, 1.0."""
-    samples, size = _totals(records)
-    fields = [
-        {
-            "@type": "cr:Field",
-            "@id": f"samples/{name}",
-            "name": name,
-            "description": _MEANING[name],
-            "dataType": _CROISSANT_TYPES.get(kind, "sc:Integer"),
-            "source": {"fileSet": {"@id": "manifest"}, "extract": {"column": name}},
-        }
-        for name, kind in _fields(identity)
-    ]
-    made = identity.producer == "generate"
-    return {
-        "@context": {
-            "@language": "en",
-            "@vocab": "https://schema.org/",
-            "cr": "http://mlcommons.org/croissant/",
-            "sc": "https://schema.org/",
-            "dct": "http://purl.org/dc/terms/",
-            "column": "cr:column",
-            "conformsTo": "dct:conformsTo",
-            "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-            "extract": "cr:extract",
-            "field": "cr:field",
-            "fileSet": "cr:fileSet",
-            "includes": "cr:includes",
-            "recordSet": "cr:recordSet",
-            "source": "cr:source",
-        },
-        "@type": "sc:Dataset",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": "ganmill-synthetic" if made else "ganmill-real",
-        "description": f"{samples} {'synthetic ' if made else ''}images, {size} bytes, {len(records)} tars.",
-        "version": "1.0.0",
-        "distribution": [
-            {
-                "@type": "cr:FileSet",
-                "@id": "shards",
-                "name": "shards",
-                "encodingFormat": "application/x-tar",
-                "includes": "shards/*.tar",
-            },
-            {
-                "@type": "cr:FileSet",
-                "@id": "manifest",
-                "name": "manifest",
-                "encodingFormat": "application/x-parquet",
-                "includes": "manifest/*.parquet",
-            },
-        ],
-        "recordSet": [{"@type": "cr:RecordSet", "@id": "samples", "name": "samples", "field": fields}],
-    }
+def _size_category(samples: int) -> str:
+    """Hugging Face's class of sizes."""
+    if samples < 1000:
+        return "n<1K"
+    names = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    low = min(len(str(samples)) - 4, len(names) - 1)
+    return f"n>{names[low]}" if low == len(names) - 1 else f"{names[low]}<n<{names[low + 1]}"
+
+
+def _text(text: str) -> str:
+    """A text as Markdown shows it, also one with HTML in it."""
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(text, quote=False))

@@ -13,6 +13,7 @@ from pipelines import images
 from pipelines.dataset import claim as claim_file
 from pipelines.dataset import identity as identity_file
 from pipelines.dataset import manifest, schema, shards
+from pipelines.dataset.attribution import Attribution
 from pipelines.dataset.claim import FORMAT, canonical
 from pipelines.dataset.identity import Identity
 from pipelines.dataset.layout import CLAIM, SEAL, Index, num_shards, shard_range
@@ -26,10 +27,11 @@ from pipelines.storage.folder import Folder, MissingError, StorageError, TooLarg
 
 
 class Claim(NamedTuple):
-    """dataset.json: the identity, and the settings with which the dataset was made."""
+    """dataset.json: the identity, the settings with which the dataset was made, and the facts for its cards."""
 
     identity: Identity
     settings: dict[str, Any]
+    attribution: Attribution | None  # None: claimed by a version that had none
 
 
 MAX_FILE_BYTES = 4 << 30  # of a file beside the shards; the largest are a model's weights
@@ -49,9 +51,10 @@ def read_claim(folder: Folder) -> Claim:
         raise CorruptError(f"{folder}/{CLAIM}: damaged, not a claim: {damage}")
     try:
         identity = identity_file.from_json(claimed["identity"])
+        attribution = schema.validate(Attribution, claimed["attribution"]) if "attribution" in claimed else None
     except SchemaError as error:
         raise DatasetError(f"{folder}/{CLAIM}: {error}") from error
-    return Claim(identity, claimed["settings"])
+    return Claim(identity, claimed["settings"], attribution)
 
 
 def read_part(folder: Folder, shard: int) -> tuple[Part, ShardRecord]:

@@ -17,12 +17,13 @@ from typing import Any
 
 from pipelines.dataset import claim as claim_file
 from pipelines.dataset import manifest, schema, shards
-from pipelines.dataset.claim import ClaimError, canonical
+from pipelines.dataset.attribution import NONE, Attribution
+from pipelines.dataset.claim import ClaimError, Difference, canonical
 from pipelines.dataset.identity import Identity
 from pipelines.dataset.journal import Journal
 from pipelines.dataset.layout import CLAIM, SEAL, Index, num_shards
 from pipelines.dataset.manifest import Part, Reject, ShardRecord
-from pipelines.dataset.reader import check_rows, not_listed, read_image, read_part, seal_json
+from pipelines.dataset.reader import check_rows, not_listed, read_claim, read_image, read_part, seal_json
 from pipelines.dataset.schema import SchemaError
 from pipelines.errors import CorruptError, DatasetError
 from pipelines.storage.folder import Folder
@@ -37,30 +38,52 @@ def check_size(count: int, shard_size: int, image_size: int, channels: int) -> N
 
 
 def claim(
-    folder: Folder, identity: Identity, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    folder: Folder,
+    identity: Identity,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    asked: Attribution = NONE,
+    found: Attribution = NONE,
 ) -> None:
     """Claim the folder for a dataset of this identity, or continue a dataset that has it.
 
     A larger `count` with all else equal extends the dataset: the seal is removed, and a short last shard is made again.
 
-    Args:   facts: further entries of the claim, for people; they are never compared.
+    Args:   facts: further entries of the claim, for people; they are never compared. asked: what the cards must say.
+            found: what they say where nothing is asked. An existing claim keeps its own attribution.
     Raises: DatasetError naming the first field that differs, both values and what to do.
     """
+    facts = dict(facts or {})
+    if attribution := asked.over(found).to_json():
+        facts["attribution"] = attribution
     try:
         differences = claim_file.take(folder, CLAIM, identity.to_json(), settings, facts)
     except ClaimError as error:
         raise DatasetError(str(error)) from error
-    if not differences:
+    first = differences[0] if differences else None
+    if first and ([d.field for d in differences] != ["count"] or first.now <= first.before):
+        raise DatasetError(f"{folder}: {first}; use the same settings to go on, or another --output")
+    claimed = read_claim(folder).attribution
+    if claimed or not first:  # a dataset of an earlier version gets its attribution when it is extended
+        _check_attribution(folder, claimed or NONE, asked)
+    if first is None:
         return
-    first = differences[0]
-    if [d.field for d in differences] == ["count"] and first.now > first.before:
-        # In this order the next start completes the dataset correctly after a crash at any point.
-        folder.delete(SEAL)
-        if first.before % identity.shard_size:
-            folder.delete(manifest.part_name(first.before // identity.shard_size))
-        folder.write(CLAIM, claim_file.encode(identity.to_json(), settings, facts))
-        return
-    raise DatasetError(f"{folder}: {first}; use the same settings to go on, or another --output")
+    if claimed:
+        facts["attribution"] = claimed.to_json()
+    # In this order the next start completes the dataset correctly after a crash at any point.
+    folder.delete(SEAL)
+    if first.before % identity.shard_size:
+        folder.delete(manifest.part_name(first.before // identity.shard_size))
+    folder.write(CLAIM, claim_file.encode(identity.to_json(), settings, facts))
+
+
+def _check_attribution(folder: Folder, claimed: Attribution, asked: Attribution) -> None:
+    """Raises DatasetError if the cards must say something else than the claim does: it would be ignored."""
+    for name, now in asked.to_json().items():
+        if (before := getattr(claimed, name)) != now:
+            raise DatasetError(
+                f"{folder}: {Difference(name, before, now)}; leave --{name} out to go on, or use another --output"
+            )
 
 
 def missing(folder: Folder, shards: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from pipelines.dataset.attribution import NONE
 from pipelines.errors import SourceError
 from pipelines.images import ImageError, LimitError, Pixels
 
@@ -94,6 +95,7 @@ class Source(ABC):
     # Of the reader, in a dataset's identity: above 1 where an earlier version read wrong images from the same items. A
     # dataset of that version is neither continued nor reported as complete.
     revision = 1
+    attribution = NONE  # title, licence and citation, where the source states them
     sealed = False  # True: every image could be decoded before, so that a failure means damage and not a reject
 
     def __init__(self) -> None:

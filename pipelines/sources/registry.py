@@ -13,8 +13,10 @@ at a time. Only its URL travels to the workers, which open it themselves.
 from dataclasses import dataclass
 
 from pipelines.dataset import layout
+from pipelines.dataset.attribution import Attribution
 from pipelines.dataset.manifest import part_name
 from pipelines.errors import SourceError
+from pipelines.sources import hugging_face_card
 from pipelines.sources.base import IMAGE_ENDINGS, Choice, Source, is_image, is_junk
 from pipelines.sources.folders import FolderSource
 from pipelines.sources.ganmill_dataset import SealedSource
@@ -116,3 +118,10 @@ def open_source(url: str, kind: str, choice: Choice) -> Source:
     if kind == "dataset":
         return SealedSource(folder, choice)
     return WebDatasetSource(folder, choice) if kind == "webdataset" else FolderSource(folder, choice)
+
+
+def attribution(origin: Origin, source: Source) -> Attribution:
+    """Title, licence and citation as the source states them; of a folder, in its Hugging Face card."""
+    if origin.kind in ("images", "webdataset", "parquet", "idx") and not origin.url.lower().endswith(ENDING):
+        return hugging_face_card.attribution(Folder(origin.url))
+    return source.attribution

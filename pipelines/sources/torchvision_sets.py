@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.dataset.attribution import NONE
 from pipelines.errors import SourceError
+from pipelines.sources import known_attributions
 from pipelines.sources.base import Choice, Content, Item, Source, as_pixels, class_of, distinct
 
 
@@ -44,6 +46,7 @@ class TorchvisionSource(Source):
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(f"--source torchvision:{name}: cannot be loaded: {text}") from error
+        self.attribution = known_attributions.TORCHVISION.get(name, NONE)
         self._name = f"{name}-{choice.split}" if choice.split else name
         classes = getattr(self._data, "classes", None)
         self.classes = distinct(classes) if isinstance(classes, list | tuple) else None

@@ -262,6 +262,11 @@ def test_changed_setting_is_refused(
     )
 
 
+def test_another_licence_than_the_claims_is_refused(taken: Path, pictures: Path) -> None:
+    with pytest.raises(DatasetError, match='claimed with licence = nothing, this run has "MIT"; leave --licence out'):
+        take(pictures, taken, licence="mit")
+
+
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MNIST's four files with 40 and 12 images of noise; the training files packed."""

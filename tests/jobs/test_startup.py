@@ -15,7 +15,7 @@ from jobs.selection.settings import MIN_IMAGES
 from tests.conftest import ROOT
 
 COMMANDS = ("ingest", "train", "generate", "verify", "curate", "evaluate", "explore")
-SLOW = {"torch", "ray", "pyarrow", "pandas", "cv2", "scipy", "sklearn", "webdataset", "s3fs", "torchvision"}
+SLOW = {"torch", "ray", "pyarrow", "pandas", "cv2", "scipy", "sklearn", "webdataset", "s3fs", "torchvision", "pygal"}
 # What drives workers has no use for tensors: 2 s and 400 MB.
 WITHOUT_TORCH = ("ingestion", "generation", "verification", "selection")
 

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-import yaml
+from huggingface_hub import DatasetCard
 from PIL import Image
 from torch.utils.data import DataLoader
+
+from tests.croissant import read as read_croissant
 
 COUNT = 1000
 
@@ -142,42 +144,39 @@ def test_one_image_is_one_range_read(synthetic: Path, rows: list[dict[str, Any]]
     assert unpacked.stdout == data
 
 
-def test_croissant(synthetic: Path) -> None:
-    """By hand, against the Croissant 1.0 specification: mlcroissant is not among the dependencies."""
-    card = json.loads((synthetic / "croissant.json").read_text())
-    assert card["@type"] == "sc:Dataset"
-    assert card["conformsTo"] == "http://mlcommons.org/croissant/1.0"
-    context = card["@context"]
-    assert (context["@vocab"], context["sc"]) == ("https://schema.org/", "https://schema.org/")
-    assert context["cr"] == "http://mlcommons.org/croissant/"
-    assert context["dct"] == "http://purl.org/dc/terms/"
-    for term in ("recordSet", "field", "source", "extract", "column", "fileSet", "includes"):
-        assert context[term] == f"cr:{term}"
-    sets = {item["@id"]: item for item in card["distribution"]}
-    for item in sets.values():
-        assert item["@type"] == "cr:FileSet"
-        assert len(list(synthetic.glob(item["includes"]))) == 4
-    [records] = card["recordSet"]
-    assert records["@type"] == "cr:RecordSet"
-    schema = pq.read_schema(synthetic / "manifest" / "000000.parquet")
-    assert [field["name"] for field in records["field"]] == schema.names
-    kinds = {pa.string(): "sc:Text", pa.binary(32): "sc:Text", pa.float32(): "sc:Float"}
-    for field in records["field"]:
-        assert field["@type"] == "cr:Field"
-        assert field["@id"] == f"{records['@id']}/{field['name']}"
-        assert field["dataType"] == kinds.get(schema.field(field["name"]).type, "sc:Integer")
-        assert field["source"] == {"fileSet": {"@id": "manifest"}, "extract": {"column": field["name"]}}
-        assert field["source"]["fileSet"]["@id"] in sets
+def test_croissant(
+    synthetic: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = read_croissant(synthetic, monkeypatch, caplog)
+    assert found.complaints == []
+    assert found.rows == [{name: row[name] for name in found.rows[0]} for row in rows]
+    assert [*found.rows[0]] == pq.read_schema(synthetic / "manifest" / "000000.parquet").names
+    assert [key for key, _ in found.images] == [row["key"] for row in rows]
+    for (_, picture), row in zip(found.images, rows, strict=True):
+        assert np.array_equal(np.asarray(picture), row["pixels"])
+    assert found.classes == [(digit, str(digit)) for digit in range(10)]
+    origin = found.metadata.data_collection
+    assert 'images on the dataset "MNIST" with root ' in origin
+    assert "(licence: CC-BY-SA-3.0)" in origin
 
 
 def test_readme(synthetic: Path) -> None:
-    _, front, body = (synthetic / "README.md").read_text().split("---\n", 2)
-    matter = yaml.safe_load(front)
-    assert matter["pretty_name"] == "1,000 synthetic images, made by a DCGAN"
-    assert matter["task_categories"] == ["image-classification"]
-    [config] = matter["configs"]
+    """The licence and the citation are those of the digits, handed on by the model."""
+    card = DatasetCard.load(synthetic / "README.md")
+    matter = card.data
+    assert matter.pretty_name == "1,000 synthetic images, made by a DCGAN"
+    assert matter.task_categories == ["image-classification"]
+    assert (matter.license, matter.size_categories, matter.tags) == (
+        "cc-by-sa-3.0",
+        ["1K<n<10K"],
+        ["ganmill", "synthetic"],
+    )
+    [config] = matter.configs
     assert sorted(synthetic.glob(config["data_files"])) == tars_of(synthetic)
-    assert body.startswith("# 1,000 synthetic images, made by a DCGAN, 28x28x1\n")
+    body = card.text
+    assert body.lstrip().startswith("# 1,000 synthetic images, made by a DCGAN, 28x28x1\n")
+    assert "Licence: CC-BY-SA-3.0." in body
+    assert "    Y. LeCun, L. Bottou" in body
     for name in pq.read_schema(synthetic / "manifest" / "000000.parquet").names:
         assert f"\n| `{name}` | " in body
     stated = json.loads(body.split("```json\n")[1].split("```")[0])

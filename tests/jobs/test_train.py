@@ -22,6 +22,7 @@ from jobs.command.errors import LostWorkError, UsageError
 from jobs.training import checkpoints, run_store
 from pipelines.storage.folder import Folder
 from tests.conftest import digits_settings
+from tests.pages import parsed
 
 Train = Callable[..., None]
 SCALARS = (
@@ -94,7 +95,10 @@ def test_a_run_leaves(digits_run: Path) -> None:
     for name in ("logits/real", "logits/fake"):
         drawn = events.Histograms(name)
         assert [(event.step, event.histogram_value.num) for event in drawn] == [(1280, 32), (2560, 32)]
-    assert "No warnings" in (digits_run / "report.md").read_text()
+    page = parsed.check((digits_run / "report.html").read_bytes())
+    assert "No warnings" in page.words
+    assert "Finished" in page.words
+    assert len([element for element in page.elements if "data-frame" in element.attributes]) == 2
 
 
 @pytest.mark.slow
@@ -286,10 +290,10 @@ def test_a_run_that_goes_wrong_is_told_of_once_and_in_the_report(
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: warning: ")]
     strong = [line for line in told if line.startswith("train: warning: the discriminator is too strong: from ")]
     assert len(strong) == 1, ticks(run)
-    report = (run / "report.md").read_text()
-    assert [line.removeprefix("* ") for line in report.splitlines() if line.startswith("* ")] == [
-        line.removeprefix("train: warning: ") for line in told
-    ]
+    words = parsed.check((run / "report.html").read_bytes()).words
+    assert len(re.findall("Warning: ", words)) == len(told)
+    for line in told:
+        assert line.removeprefix("train: warning: ").replace(": ", " ", 1) in words
 
 
 @pytest.mark.long  # tests/dcgan/training/test_ddp.py has two ranks without Ray

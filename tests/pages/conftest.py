@@ -1,0 +1,75 @@
+"""Pages of every kind, made of real files by the code that makes them, without Ray and without a training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.training import run_store
+from jobs.training.report import REPORT, Report
+from jobs.training.settings import TrainSettings
+from pipelines import images
+from pipelines.storage.folder import Folder
+
+
+def drawing(seed: int, size: int, channels: int) -> np.ndarray:
+    """A picture with some structure: a disc on noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    centre, radius = rng.uniform(0.3, 0.7, 2) * size, rng.uniform(0.15, 0.4) * size
+    disc = np.hypot(x - centre[0], y - centre[1]) < radius
+    colour = rng.integers(120, 256, channels)
+    return np.where(disc[:, :, None], colour, rng.integers(0, 60, (size, size, channels))).astype(np.uint8)
+
+
+def run_of(folder: Path, ticks: int, *, size: int = 28, channels: int = 1, wrong: bool = False) -> Folder:
+    """A run's directory after some ticks, its weights apart. `wrong`: one whose discriminator is too strong."""
+    run = Folder(str(folder))
+    settings = TrainSettings(**{**TrainSettings.preset({"recipe": "digits28"}), "run": str(folder)}).stored()
+    network = {"network": "dcgan", "image_size": size, "channels": channels, "num_classes": 3}
+    identity = {"data": "ab" * 32, "network": network, "method": {"loss": "log"}}
+    run_store.claim_run(run, identity, settings)
+    run.write("reals.png", images.encode(_grid(0, size, channels)))
+    made = []
+    for number in range(1, ticks + 1):
+        seen = 20_000 * number
+        run.write(f"grids/{seen:012d}.png", images.encode(_grid(number, size, channels)))
+        right = 0.99 if wrong else 0.6 + 0.1 / number
+        made.append(
+            {
+                **{"images": seen, "loss_d": 1.3 + 0.1 / number, "loss_g": 0.8 - 0.1 / number, "real_accuracy": right},
+                **{"fake_accuracy": right, "gradient_d": 1.0, "gradient_g": 0.4, "images_per_second": 200.0 + number},
+                **{"kernel_distance": 0.5 / number, "diversity": 1 - 0.5 / number, "protocol": "squared MMD"},
+            }
+        )
+    run_store.write_stats(run, made)
+    best = made[-1]
+    run_store.write_best(
+        run,
+        {"model": f"models/{best['images']:012d}", "images": best["images"], "metric": "kernel_distance"}
+        | {"value": best["kernel_distance"], "protocol": "squared MMD"},
+    )
+    return run
+
+
+def _grid(seed: int, size: int, channels: int) -> np.ndarray:
+    rows = [[drawing(100 * seed + 10 * row + column, size, channels) for column in range(10)] for row in range(3)]
+    return images.grid(rows, images.grid_scale(size))
+
+
+def write_run_page(run: Folder, total: int) -> Path:
+    ticks, best = run_store.read_progress(run)
+    Report(run, total).write(ticks, best)
+    return Path(str(run)) / REPORT
+
+
+@pytest.fixture(scope="session")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run that goes on, with a warning."""
+    return write_run_page(run_of(tmp_path_factory.mktemp("page") / "run", 7, wrong=True), 300_000)
+
+
+@pytest.fixture(scope="session")
+def pages(run_page: Path) -> dict[str, Path]:
+    """Every kind of page."""
+    return {"run": run_page}
