@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -19,10 +20,13 @@ BOTH = pytest.mark.parametrize("how", list(STATUS), ids=lambda how: how.name)
 
 
 def _stop(run: Run, how: signal.Signals) -> str:
-    """Send a signal, as a terminal does (to all of the group) or as Kubernetes does (to the command); the last line."""
+    """Send a signal, as a terminal does (to all of the group) or as Kubernetes does (to the command; a wrapper sends
+    it again). Returns the last line."""
     if how == signal.SIGINT:
         os.killpg(run.process.pid, how)
     else:
+        run.process.send_signal(how)
+        time.sleep(0.05)
         run.process.send_signal(how)
     run.wait(STATUS[how], within_s=60)
     log = run.log()
