@@ -1,8 +1,9 @@
 """The metric of every tick of training. It chooses the best model of a run.
 
-It is the kernel distance (unbiased squared MMD with the cubic kernel of KID) in the features of a small convolutional
-network with fixed random weights, which is cheap. It ranks the models of one run. It cannot be compared with published
-KIDs, which use Inception features.
+It is the kernel distance (unbiased squared MMD with the cubic kernel of KID): for colour images in the features of
+EfficientNet-Lite0, as `evaluate` measures it; else in the features of a small convolutional network with fixed random
+weights, which is cheap. It ranks the models of one run. It cannot be compared with published KIDs, which use Inception
+features.
 
 Source: Binkowski et al. 2018, arXiv:1801.01401 (KID); random features: Naeem et al. 2020, arXiv:2002.09797, sec. 5.
 """
@@ -15,10 +16,35 @@ import torch
 from torch import Tensor, nn
 
 from dcgan.evaluation import distances
+from dcgan.evaluation.features import Features
 
 FEATURE_SEED = 0
 MIN_SPREAD = 0.03  # as a share of the mean standard deviation of all features
 PROTOCOL = "squared MMD, cubic kernel, 384 features of a random convolutional network (seed 0)"
+
+
+class TickMetric:
+    """The metric of a run: its real images are looked at once.
+
+    Args: real_NHWC: uint8. learned: the features to measure the distance in; None: the random ones.
+    """
+
+    def __init__(self, real_NHWC: np.ndarray, learned: Features | None = None) -> None:
+        self._random, self._learned = RandomFeatures(real_NHWC.shape[3]), learned
+        self._random_NF = self._random(real_NHWC)
+        self._learned_NF = learned(real_NHWC) if learned else None
+        what = f"squared MMD, cubic kernel, {learned.name} ({learned.digest[:12]})" if learned else PROTOCOL
+        self.protocol = f"{what}; {len(real_NHWC)} real and as many fake"
+
+    def measure(self, fake_NHWC: np.ndarray, label_N: np.ndarray | None) -> dict[str, float]:
+        """`kernel_distance` and `diversity` of as many fakes, uint8; `label_N` are the labels of both sets."""
+        random_NF = self._random(fake_NHWC)
+        if self._learned and self._learned_NF is not None:
+            distance = distances.kernel_distance(self._learned_NF, self._learned(fake_NHWC))
+        else:
+            distance = kernel_distance(self._random_NF, random_NF)
+        labels = None if label_N is None else torch.from_numpy(label_N)
+        return {"kernel_distance": distance, "diversity": diversity(self._random_NF, random_NF, labels)}
 
 
 class RandomFeatures(nn.Module):

@@ -15,10 +15,11 @@ from dcgan.evaluation.features import LITE, Features, FeaturesError
 from jobs.cluster import connection
 from jobs.command import feature_weights
 from jobs.command.errors import UsageError
-from jobs.evaluation import accuracy_score, feature_pass, metrics, report
+from jobs.evaluation import accuracy_score, feature_pass, metrics, mode_count, report
 from jobs.evaluation.accuracy_score import ClassifierTraining
 from jobs.evaluation.feature_pass import DatasetFeatures, PassPlan
 from jobs.evaluation.metrics import ClassifierTest, Row, Sample
+from jobs.evaluation.mode_count import ModeCount
 from jobs.evaluation.settings import FEWEST, EvaluateSettings
 from pipelines import images
 from pipelines.dataset import claim, layout, reader, selection, writer
@@ -60,9 +61,11 @@ def main(settings: EvaluateSettings) -> None:
         protocol = _protocol(settings, plan, folders, indexes, _features(plan, indexes["real"]))
         key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
         measured = feature_pass.run_pass(plan, indexes, output, key, pool)
+        stacked = settings.classifier_images and mode_count.is_stacked(classes, indexes["real"].image_shape)
+        modes = mode_count.count_modes(_mode_count(settings, plan, indexes), output, pool) if stacked else []
     tests = _classifier_tests(plan, measured, trainings, wrong)
     samples = metrics.samples(measured)
-    rows = metrics.rows(measured, samples, len(classes), settings.repeats, settings.seed, tests)
+    rows = metrics.rows(measured, samples, len(classes), settings.repeats, settings.seed, tests) + modes
     pairs = _pairs(folders, indexes, metrics.closest(samples["fake"], measured["fake"].position_N, PAIRS))
     _write(output, protocol, classes, rows, samples, pairs)
     writer.discard(output, feature_pass.PARTS)
@@ -131,6 +134,12 @@ def _classifier_trainings(
         )
         for role in trained
     }
+
+
+def _mode_count(settings: EvaluateSettings, plan: PassPlan, indexes: Mapping[str, Index]) -> ModeCount:
+    roots = {role: index.root for role, index in indexes.items()}
+    selected = _selection_facts(settings).get("digest")
+    return ModeCount(plan.urls, roots, plan.selections, selected, settings.classifier_images, settings.seed)
 
 
 def _selection_facts(settings: EvaluateSettings) -> dict[str, Any]:

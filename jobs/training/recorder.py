@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from dcgan.evaluation import tick_metric
+from dcgan.evaluation.features import efficientnet_lite0
+from dcgan.evaluation.tick_metric import TickMetric
 from dcgan.model_files import Model
 from dcgan.sampling.sampler import Sampler
 from dcgan.training.state import check_finite, check_weights
 from dcgan.training.step import Training
-from jobs.command import model_store
+from jobs.command import feature_weights, model_store
 from jobs.command.scratch import Scratch
 from jobs.training import checkpoints, diagnostics, run_store
 from jobs.training.report import Report
@@ -36,9 +37,9 @@ class Recorder:
         self.ticks, _ = run_store.read_progress(run, seen)
         self.saved = seen
         self.real, self.labels = first_images(data, index, job.metric_images)
-        self.features = tick_metric.RandomFeatures(job.network.channels)
-        self.real_features = self.features(self.real)
-        self.protocol = f"{tick_metric.PROTOCOL}; {len(self.real)} real and as many fake, seeds from {GRID_SEED}"
+        learned = efficientnet_lite0(feature_weights.read(), job.arithmetic.device) if job.learned_metric else None
+        self.metric = TickMetric(self.real, learned)
+        self.protocol = f"{self.metric.protocol}, seeds from {GRID_SEED}"
         self.scratch = Scratch("tensorboard")
         self.tensorboard = SummaryWriter(self.scratch.name)
         self.report = Report(run, job.total)
@@ -90,12 +91,7 @@ class Recorder:
         labels = self.labels if self.classes else None
         seeds = range(GRID_SEED, GRID_SEED + len(self.real))
         fake = Sampler(model, self.job.arithmetic, _SAMPLE_BATCH).sample(seeds, labels).images_NHWC
-        fake_features = self.features(fake)
-        label_N = None if labels is None else torch.from_numpy(labels)
-        return fake, {
-            "kernel_distance": tick_metric.kernel_distance(self.real_features, fake_features),
-            "diversity": tick_metric.diversity(self.real_features, fake_features, label_N),
-        }
+        return fake, self.metric.measure(fake, labels)
 
     def _keep_best(self, model: Model, seen: int, distance: float) -> None:
         """Publish the model if it is the best so far."""

@@ -60,7 +60,10 @@ class _RunSettings(ClusterSettings):
     seed: Number = Field(0, ge=0, le=2**63 - 1, description="of weights, order and latents")
     shuffle: Number = Field(16_384, ge=1, le=10**7, description="images that are shuffled at a time")
     metric_images: Number = Field(
-        2000, ge=100, le=50_000, description="real and fake images that a model is measured by"
+        2000,
+        ge=100,
+        le=50_000,
+        description="real and fake images that a model is measured by; in learned features at most 500",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")

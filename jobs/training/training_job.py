@@ -33,6 +33,8 @@ class TrainingJob:
     """Checkpoints that are kept."""
     metric_images: int
     """Real and fake images that a model is measured by."""
+    learned_metric: bool
+    """Whether it is measured in learned features."""
     threads: int
     """CPU threads a worker."""
     provenance: dict[str, Any]

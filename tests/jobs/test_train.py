@@ -330,6 +330,7 @@ def test_recipes_train_and_generate(recipe: str, digits: Path, tmp_path: Path) -
     settings = {**train.TrainSettings.preset({"recipe": recipe}), **small, "recipe": recipe}
     train.main(train.TrainSettings(**settings, data=str(data), run=str(run)))
     assert [tick["images"] for tick in ticks(run)] == [32]
+    assert ("efficientnet-lite0" in ticks(run)[0]["protocol"]) == recipe.endswith("64")  # colour is looked at
     generate.main(generate.GenerateSettings(model=str(run), output=str(output), count=8, shard_size=8))
     assert len(names(output / "shards")) == 1
 

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcgan.evaluation.tick_metric import RandomFeatures, diversity, kernel_distance
+from dcgan.evaluation import distances
+from dcgan.evaluation.features import efficientnet_lite0
+from dcgan.evaluation.tick_metric import RandomFeatures, TickMetric, diversity, kernel_distance
+from jobs.command import feature_weights
 
 
 def blobs(count: int, seed: int, shift: float = 0.0, channels: int = 1) -> np.ndarray:
@@ -131,3 +134,21 @@ def test_diversity_of_pictures(features: RandomFeatures, real: Tensor) -> None:
     alike = np.concatenate([blobs(97, seed=1)[:1].repeat(97, 0), blobs(3, seed=3)])
     assert diversity(real, features(alike)) < 0.3
     assert diversity(real, features(blobs(1, seed=5).repeat(100, 0))) < 1e-3
+
+
+def test_a_learned_metric_is_evaluates_distance() -> None:
+    """The same features, raw, and the same kernel; diversity stays with the random features."""
+    real, fake = blobs(8, seed=0, channels=3), blobs(8, seed=1, shift=0.5, channels=3)
+    lite = efficientnet_lite0(feature_weights.read())
+    metric = TickMetric(real, lite)
+    found = metric.measure(fake, None)
+    assert found["kernel_distance"] == distances.kernel_distance(lite(real), lite(fake))
+    plain = TickMetric(real)
+    random = RandomFeatures(3)
+    assert plain.measure(fake, None)["kernel_distance"] == kernel_distance(random(real), random(fake))
+    assert found["diversity"] == plain.measure(fake, None)["diversity"]
+    assert metric.protocol.startswith("squared MMD, cubic kernel, efficientnet-lite0 (")
+    assert plain.protocol == (
+        "squared MMD, cubic kernel, 384 features of a random convolutional network (seed 0); 8 real and as many fake"
+    )
+    assert metric.measure(real, None)["kernel_distance"] < 0.1 * found["kernel_distance"]
