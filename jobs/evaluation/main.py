@@ -20,17 +20,20 @@ from jobs.evaluation.accuracy_score import ClassifierTraining
 from jobs.evaluation.feature_pass import DatasetFeatures, PassPlan
 from jobs.evaluation.metrics import ClassifierTest, Row, Sample
 from jobs.evaluation.mode_count import ModeCount
+from jobs.evaluation.report import Pair
 from jobs.evaluation.settings import FEWEST, EvaluateSettings
 from pipelines import images
 from pipelines.dataset import claim, layout, reader, selection, writer
 from pipelines.dataset.layout import Index
 from pipelines.images import Pixels
 from pipelines.loading import loader
+from pipelines.pages.engine import number
 from pipelines.storage.folder import Folder
 
 RESULT = "evaluation.json"
 REPORT = "evaluation.html"
 PAIRS = 12
+GRID = 10  # rows and columns of the pictures side by side
 
 
 def main(settings: EvaluateSettings) -> None:
@@ -66,8 +69,9 @@ def main(settings: EvaluateSettings) -> None:
     tests = _classifier_tests(plan, measured, trainings, wrong)
     samples = metrics.samples(measured)
     rows = metrics.rows(measured, samples, len(classes), settings.repeats, settings.seed, tests) + modes
+    grids = {role: _first_images(folders[role], indexes[role], len(classes)) for role in ("real", "fake")}
     pairs = _pairs(folders, indexes, metrics.closest(samples["fake"], measured["fake"].position_N, PAIRS))
-    _write(output, protocol, classes, rows, samples, pairs)
+    _write(output, protocol, classes, rows, samples, grids, pairs)
     writer.discard(output, feature_pass.PARTS)
     _print(rows, protocol, settings)
     print(f"evaluate: {output}/{RESULT} and {REPORT}")
@@ -79,7 +83,8 @@ def _write(
     classes: Sequence[str],
     rows: Sequence[Row],
     samples: Mapping[str, Sample],
-    pairs: Sequence[tuple[float, str, str, tuple[Pixels, Pixels]]],
+    grids: Mapping[str, Pixels],
+    pairs: Sequence[Pair],
 ) -> None:
     """Write the report, then the numbers."""
     result = {
@@ -87,11 +92,10 @@ def _write(
         "protocol": protocol,
         "classes": classes,
         "results": [asdict(row) for row in rows],
-        "closest": [{"distance": distance, "fake": fake, "real": real} for distance, fake, real, _ in pairs],
+        "closest": [{"distance": pair.distance, "fake": pair.fake_key, "real": pair.real_key} for pair in pairs],
     }
-    picture = images.grid([[p[n] for *_, p in pairs] for n in range(2)], scale=max(1, 64 // pairs[0][3][0].shape[0]))
-    html = report.render_html(protocol, classes, rows, metrics.nearest_distances(samples), images.encode(picture))
-    output.write(REPORT, html.encode())
+    html = report.render_html(protocol, classes, rows, metrics.nearest_distances(samples), grids, pairs)
+    output.write(REPORT, html)
     output.write(RESULT, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
 
 
@@ -227,14 +231,29 @@ def _protocol(
 
 def _pairs(
     folders: Mapping[str, Folder], indexes: Mapping[str, Index], closest: Sequence[tuple[float, int, int]]
-) -> list[tuple[float, str, str, tuple[Pixels, Pixels]]]:
-    """The closest pairs of a fake and a real image, given by their positions: distance, both keys, both pictures."""
+) -> list[Pair]:
+    """The closest pairs of a fake and a real image, given by their positions."""
     found = []
     for distance, fake, real in closest:
         fake_key, fake_image = loader.at(folders["fake"], indexes["fake"], fake)
         real_key, real_image = loader.at(folders["real"], indexes["real"], real)
-        found.append((distance, fake_key, real_key, (fake_image, real_image)))
+        found.append(Pair(distance, fake_key, real_key, fake_image, real_image))
     return found
+
+
+def _first_images(folder: Folder, index: Index, classes: int) -> Pixels:
+    """The first images as a grid: a row a class (the first ten classes), or ten rows. Reads three shards at most."""
+    rows: dict[int, list[Pixels]] = {row: [] for row in range(min(classes or GRID, GRID))}
+    filled = 0
+    for record in [record for record in index.shards if record.samples][:3]:
+        for sample in reader.samples(folder, index, record):
+            row = rows.get((sample.label or 0) if classes else filled // GRID)
+            if row is not None and len(row) < GRID:
+                row.append(reader.pixels(folder, index, sample))
+                filled += 1
+            if filled == GRID * len(rows):
+                break
+    return images.grid([row for row in rows.values() if row])
 
 
 def _print(rows: Sequence[Row], protocol: Mapping[str, Any], settings: EvaluateSettings) -> None:
@@ -245,7 +264,7 @@ def _print(rows: Sequence[Row], protocol: Mapping[str, Any], settings: EvaluateS
     print(f"evaluate: spread: {protocol['spread']}; seed {settings.seed}")
     print(f"{'measure':<24}{'of':<9}{'against':<9}{'value':>11}{'spread':>11}{'n of':>13}{'n against':>13}")
     for row in [row for row in rows if row.label is None]:
-        value, spread = report.number(row.value), report.number(row.spread)
+        value, spread = number(row.value), number(row.spread)
         counts = f"{row.n_of:>13,}{row.n_against:>13,}"
         print(f"{row.measure:<24}{row.of:<9}{row.against:<9}{value:>11}{spread:>11}{counts}  {row.note}".rstrip())
     if any(row.label is not None for row in rows):

@@ -1,23 +1,49 @@
-"""An evaluation as one self-contained HTML page: tables, a histogram as SVG, the closest pairs as PNG."""
+"""evaluation.html: the verdict in words, real beside fake, each measure beside its reference, the closest pairs."""
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jobs.evaluation.metrics import Row
+from jobs.evaluation import verdict
+from jobs.evaluation.metrics import CLOSE, Row
+from pipelines.images import Pixels
+from pipelines.pages import engine, figures
+from pipelines.pages.engine import number
+from pipelines.pages.figures import Chart
 
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left}"
-    "td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}img{image-rendering:pixelated;max-width:100%}"
-    "svg text{font:12px sans-serif;fill:#444}code{word-break:break-all}"
-)
-_COLOURS = {"fake": "#c2410c", "holdout": "#1d4ed8", "real": "#15803d"}
-_WIDTH, _HEIGHT = 720, 220
 _BINS = 50
+_SHARE, _AMOUNT = "share", "amount"  # a bar's whole is 1, or the larger of the two values
+
+# What a bar shows: title, meaning, and whether its whole is 1. docs/quality.md has the definitions.
+_MEASURES = {
+    "precision": ("Precision", "share of synthetic images that lie among the real ones; higher is better", _SHARE),
+    "recall": ("Recall", "share of real images that lie among the synthetic ones; higher is better", _SHARE),
+    "coverage": ("Coverage", "share of real images with a synthetic one beside them; higher is better", _SHARE),
+    "density": ("Density", "how crowded synthetic images are around real ones; about 1 is right", _AMOUNT),
+    "frechet_distance": ("Fréchet distance", "between the two sets; lower is better", _AMOUNT),
+    "kernel_distance": ("Kernel distance", "between the two sets; lower is better", _AMOUNT),
+    "accuracy_score": ("Accuracy score", "of a classifier trained on the images; higher is better", _SHARE),
+    "nearest_neighbour_error": ("Nearest neighbour error", "of a nearest-image classifier; lower is better", _SHARE),
+    "modes": ("Modes", "of the 1,000 stacks of three digits, those with an image; higher is better", _AMOUNT),
+    "mode_divergence": ("Mode divergence", "KL from the real shares of the stacks; lower is better", _AMOUNT),
+    "too_close": ("Too close", f"share nearer to a real image than {CLOSE:.0%} of unseen real ones", _AMOUNT),
+    "too_alike": ("Too alike", f"share nearer to each other than {CLOSE:.0%} of real ones are", _AMOUNT),
+    "nearest_distance": ("Nearest distance", "median distance to the nearest real image", _AMOUNT),
+}  # fmt: skip
+_EXPECTED = {"too_close": CLOSE, "too_alike": CLOSE}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A synthetic image and the real image nearest to it."""
+
+    distance: float
+    fake_key: str
+    real_key: str
+    fake: Pixels
+    real: Pixels
 
 
 def render_html(
@@ -25,90 +51,135 @@ def render_html(
     classes: Sequence[str],
     rows: Sequence[Row],
     distances: Mapping[tuple[str, str], np.ndarray],
-    closest_png: bytes,
-) -> str:
-    """The page. `distances`: distance_N by (of, against), from `metrics.nearest_distances`."""
-    datasets = protocol["datasets"]
+    grids: Mapping[str, Pixels],
+    pairs: Sequence[Pair],
+) -> bytes:
+    """The page.
+
+    Args:   distances: distance_N by (of, against), from `metrics.nearest_distances`. grids: pictures by role.
+    """
     whole = [row for row in rows if row.label is None]
-    of_class = [row for row in rows if row.label is not None]
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title><style>{_STYLE}</style>",
-        f"<h1>{escape(datasets['fake']['url'])} against {escape(datasets['real']['url'])}</h1>",
-        "<p>docs/quality.md explains each number and its limits.</p>",
-        _results(whole),
-        "<h2>Distance of each image to its nearest neighbour</h2>",
-        _histogram(distances),
-        f"<h2>The closest pairs</h2><p>Top: the synthetic images that are nearest to one of the "
-        f"{datasets['real']['drawn']:,} sampled real images. Bottom: the real images.</p>",
-        f'<img alt="closest pairs" src="data:image/png;base64,{base64.b64encode(closest_png).decode()}">',
-    ]
-    if of_class:
-        parts += ["<h2>Class by class</h2>", _class_table(of_class, classes)]
-    return "\n".join([*parts, "<h2>Protocol</h2>", _protocol(protocol)]) + "\n"
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _results(rows: Sequence[Row]) -> str:
-    head = (
-        "<tr><th>measure<th>of<th>against<th class=n>value<th class=n>spread<th class=n>n of<th class=n>n against<th>"
+    datasets = protocol["datasets"]
+    return engine.render(
+        "evaluation.html",
+        fake=datasets["fake"]["url"],
+        sentence=_sentence(protocol),
+        answers=verdict.answers(rows),
+        grids=[(role, grids[role], datasets[role]["url"]) for role in ("real", "fake")],
+        conditional=bool(classes),
+        bars=_bars(whole),
+        chart=_histogram(distances),
+        pairs=pairs,
+        searched=datasets["real"]["searched"],
+        of_class=_class_table([row for row in rows if row.label is not None], classes),
+        numbers=_numbers(whole),
+        protocol=_protocol(protocol),
     )
-    lines = [
-        f"<tr><td>{row.measure.replace('_', ' ')}<td>{row.of}<td>{row.against}<td class=n>{number(row.value)}"
-        f"<td class=n>{number(row.spread)}<td class=n>{row.n_of:,}<td class=n>{row.n_against:,}<td>{escape(row.note)}"
-        for row in rows
-    ]
-    return "\n".join(["<table>", head, *lines, "</table>"])
 
 
-def _class_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """A line for each class and set, a column for each measure. Notes below give the reason for a missing number."""
-    measures = list(dict.fromkeys(row.measure for row in rows))
-    columns = "".join(f"<th class=n>{measure.replace('_', ' ')}" for measure in measures)
-    cells = {(row.label, row.of, row.measure): row for row in rows}
-    lines = []
-    for label, of in dict.fromkeys((row.label, row.of) for row in rows):
-        found = [cells[label, of, measure] for measure in measures]
-        values = "".join(f"<td class=n>{_with_spread(row)}" for row in found)
-        drawn = cells[label, of, "kernel_distance"]
-        name = escape(classes[label or 0])
-        lines.append(f"<tr><td>{name}<td>{of}<td class=n>{drawn.n_of:,}<td class=n>{drawn.n_against:,}{values}")
-    notes = dict.fromkeys(f"{row.measure.replace('_', ' ')}: {row.note}" for row in rows if row.note)
-    head = f"<tr><th>class<th>of<th class=n>sampled<th class=n>real sampled{columns}"
-    return "\n".join(["<table>", head, *lines, "</table>", *(f"<p>{escape(note)}</p>" for note in notes)])
+def _sentence(protocol: Mapping[str, Any]) -> str:
+    datasets = protocol["datasets"]
+    real, fake = datasets["real"], datasets["fake"]
+    text = f"{fake['images']:,} synthetic images of {fake['url']} against {real['images']:,} real ones of {real['url']}"
+    if "holdout" in datasets:
+        text += f"; the reference is {datasets['holdout']['images']:,} real images that the model never saw"
+    return f"{text}. Compared in the features {protocol['features']['name']}, on one machine, by one protocol (below)."
+
+
+def _bars(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each measure of the fakes beside its reference, the known ones first."""
+    measured = dict.fromkeys(row.measure for row in rows if row.of == "fake")
+    found = []
+    for measure in sorted(measured, key=[*_MEASURES, *measured].index):
+        title, meaning, scale = _MEASURES.get(measure, (measure.replace("_", " "), "", _AMOUNT))
+        # The distance from fake to fake is another number: the reference of the first is from real to real.
+        against = "real" if measure == "nearest_distance" else None
+        fake, (name, reference) = verdict.find(rows, measure, "fake", against), _reference(rows, measure)
+        if fake is None:
+            continue
+        values = [one for one in (fake, reference) if one is not None]
+        top = max((row.value or 0.0) + (row.spread or 0.0) for row in values)
+        top = 1.0 if scale == _SHARE else max(top, _EXPECTED.get(measure, 0.0)) or 1.0
+        bars = [_bar("synthetic", "fake", fake, top)]
+        if reference:
+            bars.append(_bar(name, "holdout", reference, top))
+        if measure in _EXPECTED:
+            expected = Row(measure, "", "", None, _EXPECTED[measure], None, 0, 0)
+            bars.append(_bar("by chance", "holdout", expected, top))
+        found.append({"title": title, "meaning": meaning, "bars": bars})
+    return found
+
+
+def _reference(rows: Sequence[Row], measure: str) -> tuple[str, Row | None]:
+    """Of the holdout; of a classifier that was trained on real images; else between real images."""
+    for of, name in (("holdout", "holdout"), ("real", "real")):
+        if row := verdict.find(rows, measure, of):
+            return name, row
+    return "", None
+
+
+def _bar(name: str, kind: str, row: Row, top: float) -> dict[str, Any]:
+    def percent(value: float) -> str:
+        return f"{100 * min(max(value / top, 0.0), 1.0):.2f}%"
+
+    value, spread = row.value or 0.0, row.spread or 0.0
+    low, high = max(value - spread, 0.0), min(value + spread, top)
+    return {
+        **{"name": name, "kind": kind, "text": _with_spread(row), "width": percent(value)},
+        **{"spread": bool(spread) and high > low, "left": percent(low), "reach": percent(high - low)},
+    }
 
 
 def _with_spread(row: Row) -> str:
     return number(row.value) if row.spread is None else f"{number(row.value)} ± {number(row.spread)}"
 
 
-def _histogram(distances: Mapping[tuple[str, str], np.ndarray]) -> str:
-    """A histogram of the distances to the nearest real image, as step curves."""
-    shown = {of: distance_N for (of, against), distance_N in distances.items() if against == "real"}
+def _histogram(distances: Mapping[tuple[str, str], np.ndarray]) -> Chart:
+    """The distances to the nearest real image."""
+    names = {"fake": "synthetic to real", "holdout": "holdout to real", "real": "real to another real"}
+    shown = {names[of]: distance_N for (of, against), distance_N in distances.items() if against == "real"}
     high = max(float(distance_N.max()) for distance_N in shown.values()) or 1.0
-    shares = {of: np.histogram(d, _BINS, (0.0, high))[0] / len(d) for of, d in shown.items()}
-    top = max(float(share.max()) for share in shares.values())
-    lines = []
-    for place, (of, share) in enumerate(shares.items()):
-        points = " ".join(
-            f"{x * _WIDTH / _BINS:.1f},{_HEIGHT * (1 - y / top):.1f}" for n, y in enumerate(share) for x in (n, n + 1)
-        )
-        name = "real to another real" if of == "real" else f"{of} to real"
-        lines.append(f'<polyline points="{points}" fill="none" stroke="{_COLOURS[of]}" stroke-width="2"/>')
-        lines.append(f'<text x="{_WIDTH - 148}" y="{16 + 16 * place}">{name}</text>')
-        lines.append(f'<rect x="{_WIDTH - 165}" y="{7 + 16 * place}" width="10" height="10" fill="{_COLOURS[of]}"/>')
-    axis = (
-        f'<line x1="0" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}" stroke="#888"/>'
-        f'<text x="0" y="{_HEIGHT + 16}">0</text>'
-        f'<text x="{_WIDTH}" y="{_HEIGHT + 16}" text-anchor="end">distance {number(high)}</text>'
+    counts = {name: np.histogram(d, _BINS, (0.0, high))[0].tolist() for name, d in shown.items()}
+    medians = ", ".join(f"{name} {number(float(np.median(d)))}" for name, d in shown.items())
+    words = f"Copies would lie far left. Medians: {medians}."
+    return figures.histograms(
+        "Distance to the nearest real image", words, "distance", np.linspace(0, high, _BINS + 1).tolist(), counts
     )
-    size = f'viewBox="-5 -5 {_WIDTH + 10} {_HEIGHT + 30}" width="{_WIDTH}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{axis}{"".join(lines)}</svg>'
 
 
-def _protocol(protocol: Mapping[str, Any]) -> str:
+def _numbers(rows: Sequence[Row]) -> dict[str, Any]:
+    columns = [("measure", False), ("of", False), ("against", False), ("value", True), ("spread", True)]
+    cells = [
+        [
+            *(row.measure.replace("_", " "), row.of, row.against, number(row.value), number(row.spread)),
+            *(f"{row.n_of:,}", f"{row.n_against:,}", row.note),
+        ]
+        for row in rows
+    ]
+    return {"columns": [*columns, ("n of", True), ("n against", True), ("note", False)], "rows": cells}
+
+
+def _class_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any] | None:
+    """A line for each class and set, a column for each measure. Notes below give the reason for a missing number."""
+    if not rows:
+        return None
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    cells = {(row.label, row.of, row.measure): row for row in rows}
+    lines = []
+    for label, of in dict.fromkeys((row.label, row.of) for row in rows):
+        found = [cells[label, of, measure] for measure in measures]
+        counts = [f"{found[0].n_of:,}", f"{found[0].n_against:,}"]
+        lines.append([classes[label or 0], of, *counts, *map(_with_spread, found)])
+    notes = dict.fromkeys(f"{row.measure.replace('_', ' ')}: {row.note}" for row in rows if row.note)
+    head = [("class", False), ("of", False), ("sampled", True), ("real sampled", True)]
+    return {
+        "columns": [*head, *((measure.replace("_", " "), True) for measure in measures)],
+        "rows": lines,
+        "notes": [*notes],
+    }
+
+
+def _protocol(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     flat = {name: value for name, value in protocol.items() if not isinstance(value, dict)}
     nested = {
         f"{name}: {key}": ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
@@ -116,5 +187,4 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
         if isinstance(inner, dict)
         for key, value in inner.items()
     }
-    lines = [f"<tr><td>{escape(k)}<td><code>{escape(str(v))}</code>" for k, v in {**nested, **flat}.items()]
-    return "\n".join(["<table>", *lines, "</table>"])
+    return [(name, str(value)) for name, value in {**nested, **flat}.items()]

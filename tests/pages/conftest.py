@@ -5,6 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcgan.evaluation.distances import Answers, Sums
+from jobs.evaluation import metrics, report
+from jobs.evaluation.feature_pass import DatasetFeatures
+from jobs.evaluation.metrics import ClassifierTest
+from jobs.evaluation.report import Pair
 from jobs.training import run_store
 from jobs.training.report import REPORT, Report
 from jobs.training.settings import TrainSettings
@@ -69,7 +74,48 @@ def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run_page(run_of(tmp_path_factory.mktemp("page") / "run", 7, wrong=True), 300_000)
 
 
+def measured(images_NHWC: np.ndarray, label_N: np.ndarray) -> DatasetFeatures:
+    """All images of a dataset by their pixels."""
+    features_NF = images_NHWC.reshape(len(label_N), -1) / np.float32(255)
+    position_N = np.arange(len(label_N))
+    sums, none = Sums.of(features_NF), Answers.none(0)
+    return DatasetFeatures(sums, (), features_NF, label_N, position_N, none, features_NF, position_N)
+
+
+def evaluation_of(fake_first: int, *, holdout: bool = True, count: int = 60) -> bytes:
+    """The page of an evaluation of drawings: fakes from the seed `fake_first` on, real ones from 0."""
+    starts = {"real": 0, "fake": fake_first, **({"holdout": count} if holdout else {})}
+    label_N = np.arange(count) % 2
+    shown = {role: np.stack([drawing(first + n, 12, 1) for n in range(count)]) for role, first in starts.items()}
+    sets = {role: measured(one, label_N) for role, one in shown.items()}
+    rng = np.random.default_rng(0)
+    tests = [
+        ClassifierTest("accuracy_score", role, "holdout", count, rng.random(200) < right, "share of right labels")
+        for role, right in (("real", 0.97), ("fake", 0.9))
+    ]
+    samples = metrics.samples(sets)
+    rows = metrics.rows(sets, samples, 2, 3, 0, tests if holdout else ())
+    pairs = [
+        Pair(distance, f"{fake:012d}", f"{real:012d}", shown["fake"][fake], shown["real"][real])
+        for distance, fake, real in metrics.closest(samples["fake"], sets["fake"].position_N, 12)
+    ]
+    grids = {role: images.grid([list(shown[role][row : row + 5]) for row in (0, 5)]) for role in ("real", "fake")}
+    datasets = {role: {"url": f"/data/{role}", "root": "ab" * 32, "images": count, "searched": count} for role in shown}
+    protocol = {
+        **{"datasets": datasets, "features": {"name": "pixels", "size": 144}, "seed": 0, "repeats": 3},
+        "software": {"numpy": np.__version__},
+    }
+    return report.render_html(protocol, ["a", "b"], rows, metrics.nearest_distances(samples), grids, pairs)
+
+
 @pytest.fixture(scope="session")
-def pages(run_page: Path) -> dict[str, Path]:
+def evaluation_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    page = tmp_path_factory.mktemp("page") / "evaluation.html"
+    page.write_bytes(evaluation_of(1000))
+    return page
+
+
+@pytest.fixture(scope="session")
+def pages(run_page: Path, evaluation_page: Path) -> dict[str, Path]:
     """Every kind of page."""
-    return {"run": run_page}
+    return {"run": run_page, "evaluation": evaluation_page}
