@@ -14,7 +14,7 @@ from dcgan.evaluation.distances import NEIGHBOURS
 from dcgan.evaluation.features import Features, FeaturesError
 from jobs.cluster import connection
 from jobs.command.errors import UsageError
-from jobs.evaluation import accuracy_score, feature_pass, metrics, report
+from jobs.evaluation import accuracy_score, feature_pass, metrics, report, score_quality
 from jobs.evaluation.accuracy_score import ClassifierTraining
 from jobs.evaluation.feature_pass import DatasetFeatures, PassPlan
 from jobs.evaluation.metrics import ClassifierTest, Row
@@ -59,11 +59,18 @@ def main(settings: EvaluateSettings) -> None:
         protocol = _protocol(settings, folders, indexes, _features(plan, indexes["real"]))
         key = hashlib.sha256(claim.canonical(protocol)).hexdigest()[:16]
         measured = feature_pass.run_pass(plan, indexes, output, key, pool)
+        score = score_quality.measure(folders, indexes, settings.images, pool)
     tests = _classifier_tests(plan, measured, trainings, wrong)
     rows = metrics.rows(measured, len(classes), settings.repeats, settings.seed, tests)
-    _write(output, protocol, classes, rows, measured, _pairs(folders, indexes, measured))
+    _write(output, protocol, classes, rows, measured, _pairs(folders, indexes, measured), score)
     writer.discard(output, feature_pass.PARTS)
     _print(rows, protocol, settings)
+    if score:
+        print(
+            f"evaluate: the score, on {score['images']:,} images of {score['against']} and as many of fake: "
+            f"AUC {score['auc']:.3f} (0.5: chance), Brier score {score['brier']:.3f} (0.25: chance), calibration error "
+            f"{score['calibration_error']:.3f}{'' if score['calibrated'] else '; the model has no calibration'}"
+        )
     print(f"evaluate: {output}/{RESULT} and {REPORT}")
 
 
@@ -74,6 +81,7 @@ def _write(
     rows: Sequence[Row],
     measured: Mapping[str, DatasetFeatures],
     pairs: Sequence[tuple[float, str, str, tuple[Pixels, Pixels]]],
+    score: Mapping[str, Any] | None,
 ) -> None:
     """Write the report, then the numbers."""
     result = {
@@ -81,6 +89,7 @@ def _write(
         "protocol": protocol,
         "classes": classes,
         "results": [asdict(row) for row in rows],
+        "score": score,
         "closest": [{"distance": distance, "fake": fake, "real": real} for distance, fake, real, _ in pairs],
     }
     picture = images.grid([[p[n] for *_, p in pairs] for n in range(2)], scale=max(1, 64 // pairs[0][3][0].shape[0]))

@@ -29,7 +29,7 @@ _MEANING = {
     "source": "where the image came from, relative to the source",
     "seed": "names the latent vector that the image was made from",
     "logit": "the discriminator's raw output for the stored image",
-    "score": "its sigmoid: how real the discriminator holds the image to be",
+    "score": "the sigmoid of the logit: how probably the image is real, if model/model.json holds a calibration",
 }
 _CROISSANT_TYPES = {"string": "sc:Text", "fixed_size_binary[32]": "sc:Text", "float": "sc:Float"}
 
