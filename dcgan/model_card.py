@@ -4,11 +4,13 @@ The model's digest is the sha256 of model.json, which holds the hashes of the ot
 it.
 
 Format 2 stores the family and its configuration. A field that is missing there has its default, which means "as
-before". Format 1, of earlier versions, stores both in `network`.
+before". Format 1, of earlier versions, stores both in `network`. `calibration` makes a logit the log odds that an image
+is real (`evaluation/calibration.py`). Models of earlier versions have none.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +23,7 @@ CARD = "model.json"
 WEIGHTS = ("generator.safetensors", "discriminator.safetensors")
 MAX_CARD_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 4 << 30
+MAX_FACTOR = 1e9  # of a calibration: a product with a logit stays finite
 MAX_HEADER_BYTES = 1 << 20  # of a safetensors file; those written here have a few kilobytes
 
 
@@ -40,8 +43,10 @@ def read_card(card: bytes) -> dict[str, Any]:
             shape = {"network"}
         elif parsed["format"] != FORMAT:
             raise ModelError(f"{CARD} has format {parsed['format']!r}; this version reads 1 and {FORMAT}")
-        if set(parsed) != {"format", "classes", "provenance", "files"} | shape or set(parsed["files"]) != set(WEIGHTS):
+        fields = {"format", "classes", "provenance", "files"} | shape
+        if set(parsed) - {"calibration"} != fields or set(parsed["files"]) != set(WEIGHTS):
             raise ModelError(f"{CARD} has other fields than this version knows")
+        _check_calibration(parsed.get("calibration"))
         if any(_types(file) != {"bytes": int, "sha256": str} for file in parsed["files"].values()):
             raise ModelError(f"{CARD}: files has other fields than this version knows")
         classes, count = parsed["classes"], config_of(parsed).num_classes
@@ -69,6 +74,21 @@ def config_of(card: Mapping[str, Any]) -> FamilyConfig:
         shape = dict(card["network"])
         return registry.configure(shape.pop("network"), shape)
     return registry.configure(card["family"], card["config"])
+
+
+def line_of(calibration: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Slope and intercept of a model's calibrated logit; those of the logit itself without a calibration."""
+    return (calibration["slope"], calibration["intercept"]) if calibration else (1.0, 0.0)
+
+
+def _check_calibration(calibration: Any) -> None:
+    """Raises ModelError, KeyError or TypeError unless a card's calibration, if it has one, is a rising line."""
+    if calibration is None:
+        return
+    slope, intercept = calibration["slope"], calibration["intercept"]
+    floats = type(slope) is float and type(intercept) is float
+    if not (floats and 0 < slope <= MAX_FACTOR and math.fabs(intercept) <= MAX_FACTOR):
+        raise ModelError(f"{CARD}: calibration: {slope} x logit + {intercept}; the first must be above 0")
 
 
 def _types(values: dict[str, Any]) -> dict[str, type]:

@@ -1,6 +1,7 @@
 """A model as files: model.json and two safetensors files. Reading them cannot run code.
 
-    model.json                  family, configuration, class names, provenance; size and sha256 of the other two files
+    model.json                  family, configuration, class names, provenance, calibration of the score, if there is
+                                one; size and sha256 of the other two files
     generator.safetensors       the exponential moving average of the trained generator
     discriminator.safetensors
 
@@ -27,12 +28,16 @@ from dcgan.model_card import CARD, FORMAT, MAX_CARD_BYTES, MAX_HEADER_BYTES, WEI
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Both networks, in eval mode if they were read from files. `provenance` describes their training data."""
+    """Both networks, in eval mode if they were read from files. `provenance` describes their training data.
+
+    `calibration` is `evaluation.calibration.Calibration` as JSON, and the real images that it was fitted to.
+    """
 
     generator: Generator
     discriminator: Discriminator
     classes: list[str] | None
     provenance: dict[str, Any]
+    calibration: dict[str, Any] | None = None
 
     @property
     def config(self) -> FamilyConfig:
@@ -59,6 +64,8 @@ def pack(model: Model) -> dict[str, bytes]:
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in weights.items()
         },
     }
+    if model.calibration:
+        card["calibration"] = model.calibration
     return {**weights, CARD: json.dumps(card, indent=1, sort_keys=True).encode() + b"\n"}
 
 
@@ -101,7 +108,7 @@ def unpack(read: Callable[[str, int], bytes]) -> Model:
             raise ModelError(f"{name} does not fit the networks: {str(error).splitlines()[0]}") from error
         _check_finite(name, state)
         network.eval()
-    return Model(generator, discriminator, card["classes"], card["provenance"])
+    return Model(generator, discriminator, card["classes"], card["provenance"], card.get("calibration"))
 
 
 def _check_finite(name: str, state: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from jobs import curate, evaluate, explore, generate, ingest, train, verify
+from jobs import curate, evaluate, explore, generate, ingest, score, train, verify
 from jobs.command.settings import ClusterSettings, JobSettings
 
 PAGE = Path(__file__).parent / "settings.md"
@@ -20,6 +20,7 @@ SETTINGS: tuple[type[JobSettings], ...] = (
     generate.GenerateSettings,
     verify.VerifySettings,
     evaluate.EvaluateSettings,
+    score.ScoreSettings,
     curate.CurateSettings,
     explore.ExploreSettings,
 )

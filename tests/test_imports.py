@@ -20,6 +20,7 @@ ROOMS = {
     "generation": "generate",
     "verification": "verify",
     "evaluation": "evaluate",
+    "scoring": "score",
     "selection": "curate",
     "exploration": "explore",
 }

@@ -15,7 +15,7 @@ from dcgan.evaluation.features import LITE, Features, FeaturesError
 from jobs.cluster import connection
 from jobs.command import feature_weights
 from jobs.command.errors import UsageError
-from jobs.evaluation import accuracy_score, feature_pass, metrics, mode_count, report
+from jobs.evaluation import accuracy_score, feature_pass, metrics, mode_count, report, score_quality
 from jobs.evaluation.accuracy_score import ClassifierTraining
 from jobs.evaluation.feature_pass import DatasetFeatures, PassPlan
 from jobs.evaluation.metrics import ClassifierTest, Row, Sample
@@ -66,14 +66,21 @@ def main(settings: EvaluateSettings) -> None:
         measured = feature_pass.run_pass(plan, indexes, output, key, pool)
         stacked = settings.classifier_images and mode_count.is_stacked(classes, indexes["real"].image_shape)
         modes = mode_count.count_modes(_mode_count(settings, plan, indexes), output, pool) if stacked else []
+        score = score_quality.measure(folders, indexes, settings.images, pool)
     tests = _classifier_tests(plan, measured, trainings, wrong)
     samples = metrics.samples(measured)
     rows = metrics.rows(measured, samples, len(classes), settings.repeats, settings.seed, tests) + modes
     grids = {role: _first_images(folders[role], indexes[role], len(classes)) for role in ("real", "fake")}
     pairs = _pairs(folders, indexes, metrics.closest(samples["fake"], measured["fake"].position_N, PAIRS))
-    _write(output, protocol, classes, rows, samples, grids, pairs)
+    _write(output, protocol, classes, rows, samples, grids, pairs, score)
     writer.discard(output, feature_pass.PARTS)
     _print(rows, protocol, settings)
+    if score:
+        print(
+            f"evaluate: the score, on {score['images']:,} images of {score['against']} and as many of fake: "
+            f"AUC {score['auc']:.3f} (0.5: chance), Brier score {score['brier']:.3f} (0.25: chance), calibration error "
+            f"{score['calibration_error']:.3f}{'' if score['calibrated'] else '; the model has no calibration'}"
+        )
     print(f"evaluate: {output}/{RESULT} and {REPORT}")
 
 
@@ -85,6 +92,7 @@ def _write(
     samples: Mapping[str, Sample],
     grids: Mapping[str, Pixels],
     pairs: Sequence[Pair],
+    score: Mapping[str, Any] | None,
 ) -> None:
     """Write the report, then the numbers."""
     result = {
@@ -92,6 +100,7 @@ def _write(
         "protocol": protocol,
         "classes": classes,
         "results": [asdict(row) for row in rows],
+        "score": score,
         "closest": [{"distance": pair.distance, "fake": pair.fake_key, "real": pair.real_key} for pair in pairs],
     }
     html = report.render_html(protocol, classes, rows, metrics.nearest_distances(samples), grids, pairs)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from dcgan import numerics
+from dcgan import model_card, numerics
 from dcgan.arithmetic import Arithmetic
 from dcgan.sampling.sampler import Sampler
 from jobs.cluster import shard_job
@@ -32,6 +32,7 @@ class GenerateShard:
             )
         model = model_store.load_copy(self.folder / model_store.IN_DATASET, self.identity.model)
         self.sampler = Sampler(model, chosen, self.identity.batch)
+        self.calibration = manifest.Calibration(*model_card.line_of(model.calibration))
         self.encoder = ThreadPoolExecutor(1, "encoder")
 
     def __call__(self, shard: int) -> dict[str, Any]:
@@ -51,10 +52,12 @@ class GenerateShard:
             Sample(index, image, None if labels is None else int(labels[n]))
             for n, (index, image) in enumerate(zip(indices, encoded, strict=True))
         )
-        scores_N = manifest.sigmoid(logits_N)
+        scores_N = manifest.sigmoid(logits_N, self.calibration)
         extra = {"seed": np.arange(seeds.start, seeds.stop), "logit": logits_N, "score": scores_N}
         extension = images.EXTENSIONS[self.identity.image.format]
-        record = writer.commit(self.folder, shard, "generate", samples, extra, extension=extension)
+        record = writer.commit(
+            self.folder, shard, "generate", samples, extra, extension=extension, calibration=self.calibration
+        )
         return {**shard_job.shard_result(record), "scores": ScoreHistogram.count(scores_N)}
 
     def encode(self, images_NHWC: np.ndarray) -> list[bytes]:

@@ -6,19 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from dcgan.arithmetic import Arithmetic
-from dcgan.evaluation.rejection import CalibrationError
-from jobs.cluster import actor_pool, connection
-from jobs.cluster.connection import Pool
-from jobs.cluster.probe import fingerprint, probe
-from jobs.cluster.shard_worker import ShardWorker
+from dcgan.evaluation.calibration import CalibrationError
+from jobs.cluster import connection, real_scores
 from jobs.command import model_store
-from jobs.command.errors import LostWorkError, UsageError
+from jobs.command.errors import UsageError
 from jobs.command.progress import Progress
 from jobs.selection import rules
 from jobs.selection.rules import RuleResult, Scores
 from jobs.selection.settings import CurateSettings
 from pipelines.dataset import layout, reader, selection
+from pipelines.dataset import scores as second_scores
 from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import ShardRecord
 from pipelines.dataset.schema import MAX_SELECTED
@@ -42,8 +39,13 @@ def main(settings: CurateSettings) -> None:
     output = settings.output or f"{folder}-{settings.rule}.parquet"
     if output.startswith(f"{folder}/"):
         raise UsageError(f"--output {output}: this is inside the dataset, which is sealed; name another place")
-    real_N, about = _real_logits(settings, folder, index) if settings.rule == "drs" else (None, {})
+    second = second_scores.read(settings.scores, index.root) if settings.scores else None
+    real_N, about = None, dict[str, Any]()
+    if settings.rule == "drs" and second is None:
+        real_N, about = _real_logits(settings, folder, index)
     scores = read_scores(folder, index)
+    if second is not None:
+        scores, about = scores._replace(logit_N=second.logit_N), {"scores": second.facts.protocol}
     result = _choose(settings, scores, real_N)
     if not result.selected_N.any():
         hint = "; use a lower --min-logit" if settings.rule == "threshold" else ""
@@ -52,7 +54,7 @@ def main(settings: CurateSettings) -> None:
     facts = Facts(
         dataset=index.root,
         rule=settings.rule,
-        parameters=result.parameters,
+        parameters={**result.parameters, **({"scores": second.digest} if second else {})},
         images=index.samples,
         classes=classes,
         report={**result.report, **result.columns, **about},
@@ -100,7 +102,6 @@ def _choose(settings: CurateSettings, scores: Scores, real_N: np.ndarray | None)
         return rules.threshold(scores, settings.min_logit)
     if settings.rule == "top":
         return rules.top(scores, settings.share)
-    assert real_N is not None, "drs reads the logits of real images first"
     try:
         return rules.drs(scores, real_N, settings.gamma, settings.seed)
     except CalibrationError as error:
@@ -130,35 +131,12 @@ def _real_logits(settings: CurateSettings, folder: Folder, index: Index) -> tupl
             "calibration is too optimistic",
             flush=True,
         )
-    wanted = "bf16" if index.identity.arithmetic["dtype"] == "bfloat16" else "fp32"  # as for the synthetic images
     with connection.connect(
         settings.workers, settings.device, verbose=settings.verbose, wait_s=settings.wait_s
     ) as pool:
-        chosen, here = probe(pool, wanted, fingerprint, min(pool.workers, len(real.shards)))
-        logit_N = _score(folder, holdout, real, settings.images, chosen, pool)
+        logit_N, here = real_scores.first_logits(folder, index, holdout, real, settings.images, pool, "curate")
     about = {"real": {"root": real.root, "images": len(logit_N), "trained_on": trained_on}, "scored_by": here}
     return logit_N, about
-
-
-def _score(folder: Folder, holdout: Folder, real: Index, images: int, chosen: Arithmetic, pool: Pool) -> np.ndarray:
-    """logit_N of the first real images; ingest deals them in random order. Raises LostWorkError."""
-    before = np.cumsum([0, *(record.samples for record in real.shards)])
-    shards = [record.shard for record in real.shards if before[record.shard] < images]
-    arguments = {"url": folder.url, "holdout": holdout.url, "chosen": chosen}
-    logits: dict[int, list[float]] = {}
-    with Progress("curate", int(before[len(shards)]), "real images") as progress:
-        for done in actor_pool.map_shards(_make_worker, arguments, shards, pool):
-            if done.error:
-                raise LostWorkError(f"{holdout}: shard {done.shard:06d} could not be scored: {done.error}")
-            logits[done.shard] = done.result["logits"]
-            progress.update(sum(map(len, logits.values())))
-    return np.array([logit for shard in shards for logit in logits[shard]], np.float32)[:images]
-
-
-def _make_worker(**arguments: Any) -> ShardWorker:
-    from jobs.selection.worker import ScoreShard  # imports torch, which this process does not need
-
-    return ScoreShard(**arguments)
 
 
 def _publish(output: str, data: bytes) -> bool:
@@ -175,7 +153,7 @@ def _publish(output: str, data: bytes) -> bool:
 def _print(folder: Folder, index: Index, facts: Facts, result: RuleResult) -> None:
     """Print the numbers of selected images, by class if there are few, and the parameters of the rule."""
     report, taken = facts.report, int(result.selected_N.sum())
-    if facts.rule == "drs":
+    if "calibration" in report:
         _print_calibration(report)
     print(
         f"{'class':<16}{'images':>10}{'selected':>10}{'share':>9}" + "".join(f"{name:>14}" for name in result.columns)
@@ -192,6 +170,7 @@ def _print(folder: Folder, index: Index, facts: Facts, result: RuleResult) -> No
             f"curate: {report['tied_left_out']:,} images tie with the last ones selected: the lowest keys are selected"
         )
     settings = ", ".join(f"{name} {value:g}" for name, value in result.parameters.items())
+    settings += f", scores {str(facts.parameters['scores'])[:12]}" if "scores" in facts.parameters else ""
     share = taken / facts.images
     print(f"curate: {folder}: {facts.rule} ({settings}): {taken:,} of {facts.images:,} images selected ({share:.1%})")
     if facts.rule == "drs":

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcgan.evaluation import rejection
+from dcgan.evaluation import calibration, rejection
 
 
 class Scores(NamedTuple):
@@ -45,14 +45,15 @@ def top(scores: Scores, share: float) -> RuleResult:
     return RuleResult(selected_N, {"share": share}, {"tied_left_out": tied}, {"lowest_logit": lowest})
 
 
-def drs(scores: Scores, real_N: np.ndarray, percentile: float, seed: int) -> RuleResult:
+def drs(scores: Scores, real_N: np.ndarray | None, percentile: float, seed: int) -> RuleResult:
     """Rejection sampling within each class: logits of a conditional discriminator cannot be compared between classes.
 
-    Args:   real_N: logits of real images that the discriminator was not trained on. percentile: of gamma.
+    Args:   real_N: logits of real images that the discriminator was not trained on; None if the logits are calibrated
+            already. percentile: of gamma.
     Raises: CalibrationError.
     """
-    calibration = rejection.calibrate(real_N, scores.logit_N, seed)
-    calibrated_N = calibration(scores.logit_N)
+    fit = None if real_N is None else calibration.calibrate(real_N, scores.logit_N, seed)
+    calibrated_N = fit(scores.logit_N) if fit else scores.logit_N.astype(np.float64)
     probability_N = np.empty_like(calibrated_N)
     columns: dict[str, list[float]] = {"log_m": [], "gamma": [], "expected": []}
     for rows_C in _by_class(scores.label_N).values():
@@ -64,7 +65,7 @@ def drs(scores: Scores, real_N: np.ndarray, percentile: float, seed: int) -> Rul
     u_N = rejection.uniform(first, int(scores.index_N[-1]) - first + 1, seed)[scores.index_N - first]
     selected_N = u_N < probability_N
     report = {
-        "calibration": asdict(calibration),
+        **({"calibration": asdict(fit)} if fit else {}),
         "acceptance": float(selected_N.mean()),
         "expected_acceptance": float(probability_N.mean()),
         "epsilon": rejection.EPSILON,

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from jobs.command.settings import ClusterSettings, Number, Url
 
-MIN_IMAGES = 200  # twice `rejection.FEWEST`, which is not imported: scikit-learn takes a second
+MIN_IMAGES = 200  # twice `calibration.FEWEST`, which is not imported: scikit-learn takes a second
 
 
 class CurateSettings(ClusterSettings):
@@ -30,6 +30,9 @@ class CurateSettings(ClusterSettings):
         "drs: discriminator rejection sampling (Azadi et al. 2018)"
     )
     min_logit: float = Field(0.0, allow_inf_nan=False, description="threshold: the lowest logit that is selected")
+    scores: Url | None = Field(
+        None, description="select by these scores, a file of jobs/score.py, and not by the discriminator's"
+    )
     share: float = Field(0.5, gt=0, le=1, description="top: the share of each class that is selected")
     holdout: Url | None = Field(
         None, description="drs: real images that the model was not trained on, to calibrate its discriminator with"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dcgan.configuration import identity as identity_of
+from dcgan.evaluation import calibration
 from dcgan.evaluation.features import LITE
 from dcgan.families import registry
 from dcgan.families.family import FamilyConfig
@@ -57,6 +58,7 @@ def main(settings: TrainSettings) -> None:
     job = TrainingJob(
         data=Folder(settings.data).url,
         selection=settings.selection,
+        holdout=_check_holdout(settings, index),
         run=folder.url,
         network=network,
         method=method,
@@ -134,6 +136,23 @@ def _attribution(settings: TrainSettings) -> dict[str, Any]:
     known = reader.read_claim(Folder(settings.data)).attribution or NONE
     found = known.model_copy(update={"date": None}).to_json()
     return {"attribution": found} if found else {}
+
+
+def _check_holdout(settings: TrainSettings, index: Index) -> str | None:
+    """The URL of the holdout, if there is one. Raises UsageError for one that cannot calibrate the score."""
+    if settings.holdout is None:
+        return None
+    holdout_folder = Folder(settings.holdout)
+    holdout = reader.open_sealed(holdout_folder)
+    different = [name for name in ("image_shape", "classes") if getattr(holdout, name) != getattr(index, name)]
+    if different or holdout.samples < calibration.FEWEST:
+        raise UsageError(
+            f"--holdout {settings.holdout}: it must have the image size and the classes of --data, and at least "
+            f"{calibration.FEWEST} images"
+        )
+    if holdout.root == index.root:
+        raise UsageError(f"--holdout {settings.holdout}: this is --data itself; name images that are not trained on")
+    return holdout_folder.url
 
 
 def _configurations(settings: TrainSettings, index: Index) -> tuple[FamilyConfig, MethodConfig]:

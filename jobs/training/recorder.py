@@ -2,13 +2,17 @@
 
 import resource
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from dcgan.evaluation import calibration
+from dcgan.evaluation.calibration import CalibrationError
 from dcgan.evaluation.features import efficientnet_lite0
 from dcgan.evaluation.tick_metric import TickMetric
 from dcgan.model_files import Model
@@ -26,6 +30,7 @@ from pipelines.storage.folder import Folder
 
 GRID_COLUMNS = 10
 GRID_SEED = 2**62  # far from the seeds that people generate from
+CALIBRATION_SEED = GRID_SEED + 2**61
 _SAMPLE_BATCH = 128
 
 
@@ -37,6 +42,7 @@ class Recorder:
         self.ticks, _ = run_store.read_progress(run, seen)
         self.saved = seen
         self.real, self.labels = first_images(data, index, job.metric_images)
+        self.holdout = self._open_holdout(index.root)
         learned = efficientnet_lite0(feature_weights.read(), job.arithmetic.device) if job.learned_metric else None
         self.metric = TickMetric(self.real, learned)
         self.protocol = f"{self.metric.protocol}, seeds from {GRID_SEED}"
@@ -98,9 +104,30 @@ class Recorder:
         if not run_store.replaces_best(distance, seen, self.protocol, run_store.read_best(self.run)):
             return
         name = f"models/{seen:012d}"
-        model_store.save(model, self.run / name)
+        model_store.save(replace(model, calibration=self._calibration(model)), self.run / name)
         best_now = {"model": name, "images": seen, "metric": "kernel_distance", "value": distance}
         run_store.write_best(self.run, {**best_now, "protocol": self.protocol})
+
+    def _open_holdout(self, root: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """The real images and labels that calibrate the score, and the facts about them that a model states."""
+        if self.job.holdout is None:
+            return self.real, self.labels, {"root": root, "images": len(self.real), "trained_on": True}
+        folder = Folder(self.job.holdout)
+        index = reader.open_sealed(folder)
+        real, labels = first_images(folder, index, self.job.metric_images)
+        return real, labels, {"root": index.root, "images": len(real), "trained_on": False}
+
+    def _calibration(self, model: Model) -> dict[str, Any] | None:
+        """What makes the model's logits probabilities; None if they are higher for fakes, or too few were measured."""
+        real, label_N, facts = self.holdout
+        labels = label_N if self.classes else None
+        sampler = Sampler(model, self.job.arithmetic, _SAMPLE_BATCH)
+        fake = sampler.sample(range(CALIBRATION_SEED, CALIBRATION_SEED + len(real)), labels)
+        try:
+            fit = calibration.calibrate(sampler.score(real, labels), fake.logits_N, 0)
+        except CalibrationError:
+            return None
+        return {**asdict(fit), "real": facts}
 
     def _write_curves(
         self, seen: int, scalars: dict[str, float], grid: np.ndarray, logits: tuple[Tensor, Tensor]

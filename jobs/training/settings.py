@@ -37,7 +37,7 @@ class _RunSettings(ClusterSettings):
     """The settings of a run, apart from its networks and its method."""
 
     not_stored: ClassVar[frozenset[str]] = JobSettings.not_stored | {"keep", "max_failures"}
-    changeable: ClassVar[frozenset[str]] = frozenset({"images", "tick", "metric_images"})
+    changeable: ClassVar[frozenset[str]] = frozenset({"images", "tick", "metric_images", "holdout"})
     command: ClassVar[str] = "train"
     about: ClassVar[str] = "Train a DCGAN on a dataset. The same command goes on where a run was interrupted."
     examples: ClassVar[tuple[str, ...]] = (
@@ -47,6 +47,9 @@ class _RunSettings(ClusterSettings):
 
     data: Url = Field("{root}/real", description="the dataset, as jobs/ingest.py makes one")
     selection: Url | None = Field(None, description="train on these of its images only: a file of jobs/curate.py")
+    holdout: Url | None = Field(
+        None, description="real images that are not trained on: they calibrate the score; default: training images do"
+    )
     run: Url = Field("{root}/run", description="where the run goes: checkpoints, pictures, models")
     recipe: str = Field("digits28", description="digits28, dcgan64, emoji64, gan28, keras28, or a TOML file")
     images: Number = Field(300_000, ge=1, le=10**12, description="real images to train on in all, over all epochs")

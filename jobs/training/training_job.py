@@ -18,6 +18,8 @@ class TrainingJob:
     """URL of the dataset."""
     selection: str | None
     """URL of the selection of its images, if there is one."""
+    holdout: str | None
+    """URL of the real images that calibrate the score, if they are not those of `data`."""
     run: str
     """URL of the run's directory."""
     network: FamilyConfig

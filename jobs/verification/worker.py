@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dcgan import arithmetic, numerics
+from dcgan import arithmetic, model_card, numerics
 from dcgan.arithmetic import Arithmetic
 from dcgan.sampling.sampler import Sampler
 from jobs.command import model_store
@@ -46,6 +46,7 @@ class Regenerator:
         self.folder, self.index = folder, index
         model = model_store.load_copy(folder / model_store.IN_DATASET, index.identity.model)
         self.sampler = Sampler(model, chosen, index.identity.batch)
+        self.calibration = manifest.Calibration(*model_card.line_of(model.calibration))
         stored = index.identity.arithmetic
         here = numerics.fingerprint(chosen)
         equal = all(stored.get(name) == here[name] for name in here)
@@ -54,7 +55,13 @@ class Regenerator:
     def compare(self, shard: int, positions: list[int]) -> dict[str, Any]:
         """Make some samples of a shard again. Raises CorruptError for a wrong pixel, score, seed or label."""
         record = self.index.shards[shard]
-        rows = reader.read_sealed_part(self.folder, record).table.take(positions).to_pylist()
+        part = reader.read_sealed_part(self.folder, record)
+        if part.calibration != self.calibration:
+            raise CorruptError(
+                f"{self.folder}/{record.part}: its scores are calibrated by {part.calibration}, the model's are by "
+                f"{self.calibration}"
+            )
+        rows = part.table.take(positions).to_pylist()
         tar = reader.read_shard(self.folder, record)
         channels = self.index.image_shape[2]
         exact = furthest = 0
@@ -86,9 +93,10 @@ class Regenerator:
         """Raises CorruptError if the logit or score of a row differs from the discriminator's for its image."""
         logit = self.sampler.score(stored[None], labels)
         tolerance = arithmetic.logit_tolerance(self.index.identity.arithmetic) if self.tolerance else 0.0
-        score = manifest.sigmoid(logit)[0]
+        score = manifest.sigmoid(logit, self.calibration)[0]
         # Not `> tolerance`: no comparison with NaN is true.
-        if not (abs(float(logit[0]) - row["logit"]) <= tolerance and abs(float(score) - row["score"]) <= tolerance):
+        far = tolerance * max(1.0, self.calibration.slope / 4)  # the sigmoid is nowhere steeper than 1/4
+        if not (abs(float(logit[0]) - row["logit"]) <= tolerance and abs(float(score) - row["score"]) <= far):
             raise CorruptError(
                 f"{where}: its logit is {row['logit']:.6f} and its score {row['score']:.6f}; "
                 f"the discriminator gives {float(logit[0]):.6f} and {float(score):.6f}"

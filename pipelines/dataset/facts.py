@@ -26,7 +26,7 @@ _MEANING = {
     "source": "where the image came from, relative to the source",
     "seed": "names the latent vector that the image was made from",
     "logit": "the discriminator's raw output for the stored image",
-    "score": "its sigmoid: how real the discriminator holds the image to be",
+    "score": "the sigmoid of the logit: how probably the image is real, if model/model.json holds a calibration",
 }
 _NOT_FOR = (
     "Not as a record or as evidence of persons, objects or events: none of them was in front of a camera.",

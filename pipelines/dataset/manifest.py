@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,11 +36,12 @@ EXTRA = {  # the further columns of each producer
     "generate": [
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("logit", pa.float32(), nullable=False),  # the discriminator's raw output
-        pa.field("score", pa.float32(), nullable=False),  # its sigmoid
+        pa.field("score", pa.float32(), nullable=False),  # the sigmoid of the logit, or of the calibrated logit
     ],
 }
 _FIELDS = {producer: [*COLUMNS, *extra] for producer, extra in EXTRA.items()}
 FOOTER = b"ganmill"
+MAX_FACTOR = 1e9  # of a calibration: a product with a logit stays finite
 MAX_TEXT_BYTES = 1 << 16  # of a source's name
 _REJECTS = pa.schema([("index", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
@@ -78,6 +79,16 @@ class Reject:
     reason: str
 
 
+class Calibration(NamedTuple):
+    """Calibrated logit = slope * logit + intercept. Without a calibration a logit is its own."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+NONE = Calibration()
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part that was read: its rows, and the facts in its footer."""
@@ -87,22 +98,24 @@ class Part:
     tar_bytes: int
     tar_sha256: str
     rejects: tuple[Reject, ...]
+    calibration: Calibration
 
 
-def sigmoid(logits_N: np.ndarray) -> np.ndarray:
-    """The score of each logit: computed in float64, rounded to float32."""
+def sigmoid(logits_N: np.ndarray, calibration: Calibration = NONE) -> np.ndarray:
+    """The score of each logit, the sigmoid of the calibrated one: computed in float64, rounded to float32."""
     from scipy.special import expit  # takes a quarter of a second to import
 
-    scores: np.ndarray = expit(logits_N.astype(np.float64)).astype(np.float32)
+    calibrated_N = calibration.slope * logits_N.astype(np.float64) + calibration.intercept
+    scores: np.ndarray = expit(calibrated_N).astype(np.float32)
     return scores
 
 
-def check_scores(logits_N: np.ndarray, scores_N: np.ndarray) -> None:
+def check_scores(logits_N: np.ndarray, scores_N: np.ndarray, calibration: Calibration = NONE) -> None:
     """Raises ValueError naming the row whose logit is not finite, or whose score is not its sigmoid.
 
     A score may differ in its last bit: libraries round an exponential differently.
     """
-    exact_N = sigmoid(logits_N)
+    exact_N = sigmoid(logits_N, calibration)
     far_N = (scores_N < np.nextafter(exact_N, np.float32(-1))) | (scores_N > np.nextafter(exact_N, np.float32(2)))
     bad_N = np.flatnonzero(~np.isfinite(logits_N) | ~np.isfinite(scores_N) | far_N)
     if len(bad_N):
@@ -127,22 +140,31 @@ def columns(producer: str) -> list[str]:
 
 
 def encode(
-    producer: str, shard: int, packed: Packed, extra: Mapping[str, Sequence[Any]], rejects: Sequence[Reject] = ()
+    producer: str,
+    shard: int,
+    packed: Packed,
+    extra: Mapping[str, Sequence[Any]],
+    rejects: Sequence[Reject] = (),
+    calibration: Calibration = NONE,
 ) -> bytes:
     """The part of a packed shard. `extra` holds the producer's own columns (EXTRA), one value a sample.
 
-    The same rows give the same bytes under one version of pyarrow.
+    The footer holds the calibration of the scores, if there is one. The same rows give the same bytes under one version
+    of pyarrow.
 
     Raises: ValueError for a logit that is not finite, or a score that is not its sigmoid.
     """
     if "logit" in extra:
-        check_scores(*(np.asarray(extra[name], np.float32) for name in ("logit", "score")))
-    footer = {
+        logit_N, score_N = (np.asarray(extra[name], np.float32) for name in ("logit", "score"))
+        check_scores(logit_N, score_N, calibration)
+    footer: dict[str, Any] = {
         "shard": shard,
         "tar_bytes": len(packed.data),
         "tar_sha256": hashlib.sha256(packed.data).hexdigest(),
         "rejects": [asdict(reject) for reject in rejects],
     }
+    if calibration != NONE:
+        footer["calibration"] = calibration._asdict()
     fields = _FIELDS[producer]
     schema = pa.schema(fields)
     columns = {
@@ -182,7 +204,7 @@ def decode(data: bytes, where: str) -> Part:
             raise ValueError(f"its columns are {', '.join(names)[:200]}")
         rows = _read_rows(data, meta, pa.schema(fields))
         if "logit" in rows.column_names:
-            check_scores(*(_values(rows[name]) for name in ("logit", "score")))
+            check_scores(_values(rows["logit"]), _values(rows["score"]), facts[-1])
         return Part(rows, *facts)
     except (pa.ArrowException, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())  # Arrow's texts have several lines
@@ -224,8 +246,8 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([np.empty(0, column.type.to_pandas_dtype()), *map(np.from_dlpack, column.chunks)])
 
 
-def _facts(footer: Any) -> tuple[int, int, str, tuple[Reject, ...]]:
-    """The footer's shard, tar_bytes, tar_sha256 and rejects. Raises TypeError or KeyError for anything else."""
+def _facts(footer: Any) -> tuple[int, int, str, tuple[Reject, ...], Calibration]:
+    """The footer's shard, tar_bytes, tar_sha256, rejects and calibration. Raises TypeError, KeyError or ValueError."""
     rejects = tuple(Reject(**reject) for reject in footer["rejects"])
     shard, size, sha256 = footer["shard"], footer["tar_bytes"], footer["tar_sha256"]
     plain = (type(shard), type(size), type(sha256)) == (int, int, str) and all(
@@ -233,7 +255,16 @@ def _facts(footer: Any) -> tuple[int, int, str, tuple[Reject, ...]]:
     )
     if not plain:
         raise TypeError("the footer has other types")
-    return shard, size, sha256, rejects
+    return shard, size, sha256, rejects, _calibration(footer)
+
+
+def _calibration(footer: Mapping[str, Any]) -> Calibration:
+    if "calibration" not in footer:
+        return NONE
+    found = Calibration(**footer["calibration"])
+    if {*map(type, found)} != {float} or not (0 < found.slope <= MAX_FACTOR and abs(found.intercept) <= MAX_FACTOR):
+        raise ValueError(f"its scores are calibrated by {found}")
+    return found
 
 
 def record(data: bytes, part: Part) -> ShardRecord:

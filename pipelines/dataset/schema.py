@@ -17,6 +17,7 @@ MAX_CLAIM_BYTES = 32 << 20
 MAX_PART_BYTES = 256 << 20
 MAX_SELECTED = 10**8  # samples of a selection, repeated by weight: 8 bytes each in every reader's memory
 MAX_SELECTION_BYTES = 1 << 29  # 2.6 a sample, when half of all are selected
+MAX_SCORES_BYTES = 1 << 31  # of a file of second scores; 10 a sample
 MAX_FOOTER_BYTES = 16 << 20  # 100,000 classes with their counts
 _ENTRY_BYTES, _SEAL_BYTES = 400, 1 << 20  # of a shard in the seal; of the rest of it, except for class names
 
@@ -68,6 +69,13 @@ class _Selection(_Strict):
     report: dict[Name, Any] = Field(max_length=100)
 
 
+class _Scores(_Strict):
+    format: Literal[1]
+    dataset: Hash
+    images: int = Field(ge=1, le=MAX_SELECTED)
+    protocol: dict[Name, Any] = Field(max_length=100)
+
+
 def check_seal(seal: Any) -> None:
     """Raises SchemaError for a seal of other fields or types. The reader checks whether its content is true."""
     validate(_Seal, seal)
@@ -76,6 +84,11 @@ def check_seal(seal: Any) -> None:
 def check_selection(footer: Any) -> None:
     """Raises SchemaError for a selection's footer of other fields or types."""
     validate(_Selection, footer)
+
+
+def check_scores(footer: Any) -> None:
+    """Raises SchemaError for a footer of second scores with other fields or types."""
+    validate(_Scores, footer)
 
 
 def check_size(count: int, shard_size: int, image_size: int, channels: int) -> None:

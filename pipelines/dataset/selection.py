@@ -35,8 +35,8 @@ COLUMNS = pa.schema(
     ]
 )
 _FORMAT = 1
-_ROWS_A_GROUP = 1 << 16  # a reader holds a group's keys twice
-_KEY_DIGITS = 12
+ROWS_A_GROUP = 1 << 16  # a reader holds a group's keys twice
+KEY_DIGITS = 12
 
 
 class SelectionError(DatasetError):
@@ -82,9 +82,9 @@ def encode(facts: Facts, index_N: np.ndarray, weight_N: np.ndarray | None = None
     encodings = {"key": "PLAIN", "index": "DELTA_BINARY_PACKED"}
     options = {"compression": "zstd", "use_dictionary": ["weight"], "column_encoding": encodings}
     with pq.ParquetWriter(sink, COLUMNS, store_schema=False, **options) as writer:
-        for start in range(0, len(index_N), _ROWS_A_GROUP):
-            index, weight = (pa.array(column[start : start + _ROWS_A_GROUP]) for column in (index_N, weight_N))
-            writer.write_table(pa.table([_keys(index), index, weight], COLUMNS), row_group_size=_ROWS_A_GROUP)
+        for start in range(0, len(index_N), ROWS_A_GROUP):
+            index, weight = (pa.array(column[start : start + ROWS_A_GROUP]) for column in (index_N, weight_N))
+            writer.write_table(pa.table([keys(index), index, weight], COLUMNS), row_group_size=ROWS_A_GROUP)
         writer.add_key_value_metadata({manifest.FOOTER: footer})
     return sink.getvalue()
 
@@ -131,13 +131,17 @@ def narrow(index: Index, selection: Selection, where: str) -> Index:
             f"{where}: made of the dataset with root {selection.facts.dataset[:12]}, but this one has "
             f"{index.root[:12]}; give that dataset, or make another selection with jobs/curate.py"
         )
-    count, size = index.identity.count, index.identity.shard_size
-    if selection.index_N[-1] >= count:
-        raise SelectionError(f"{where}: names index {selection.index_N[-1]}, the dataset has {count:,}")
-    bounds = np.arange(len(index.shards) + 1) * size
-    chosen = np.diff(np.searchsorted(selection.index_N, bounds)).tolist()
+    if selection.index_N[-1] >= index.identity.count:
+        raise SelectionError(f"{where}: names index {selection.index_N[-1]}, the dataset has {index.identity.count:,}")
+    return restrict(index, selection.index_N)
+
+
+def restrict(index: Index, index_N: np.ndarray) -> Index:
+    """A dataset whose shards hold only the samples of these indices, ascending, each as often as it occurs there."""
+    bounds = np.arange(len(index.shards) + 1) * index.identity.shard_size
+    chosen = np.diff(np.searchsorted(index_N, bounds)).tolist()
     shards = tuple(replace(record, samples=n) for record, n in zip(index.shards, chosen, strict=True))
-    return replace(index, shards=shards, chosen_N=selection.index_N)
+    return replace(index, shards=shards, chosen_N=index_N)
 
 
 def open_through(folder: Folder, url: str | None) -> Index:
@@ -146,8 +150,9 @@ def open_through(folder: Folder, url: str | None) -> Index:
     return index if url is None else narrow(index, read(url), url)
 
 
-def _keys(index: pa.Array) -> pa.Array:
-    return pc.utf8_lpad(pc.cast(index, pa.string()), _KEY_DIGITS, "0")
+def keys(index: pa.Array) -> pa.Array:
+    """The keys of indices: twelve digits."""
+    return pc.utf8_lpad(pc.cast(index, pa.string()), KEY_DIGITS, "0")
 
 
 def _facts(footer: bytes, rows: int) -> Facts:
@@ -167,8 +172,8 @@ def _read_rows(data: bytes, meta: pq.FileMetaData) -> np.ndarray:
     found = meta.schema.to_arrow_schema()
     if not found.equals(COLUMNS):
         raise ValueError(f"its columns are {', '.join(str(one) for one in found)[:200]}")
-    if any(meta.row_group(group).num_rows > _ROWS_A_GROUP for group in range(meta.num_row_groups)):
-        raise ValueError(f"a row group of more than {_ROWS_A_GROUP:,} rows")
+    if any(meta.row_group(group).num_rows > ROWS_A_GROUP for group in range(meta.num_row_groups)):
+        raise ValueError(f"a row group of more than {ROWS_A_GROUP:,} rows")
     chunks, last, total = [], -1, 0
     for group in range(meta.num_row_groups):
         batch = file.read_row_group(group, use_threads=False).combine_chunks()
@@ -177,8 +182,8 @@ def _read_rows(data: bytes, meta: pq.FileMetaData) -> np.ndarray:
             continue
         if index_N[0] <= last or np.any(np.diff(index_N) <= 0):
             raise ValueError("its indices are not ascending")
-        if (pc.max(pc.binary_length(batch["key"].chunk(0).dictionary)).as_py() or 0) != _KEY_DIGITS or not pc.all(
-            pc.equal(batch["key"].cast(pa.string()), _keys(batch["index"]))
+        if (pc.max(pc.binary_length(batch["key"].chunk(0).dictionary)).as_py() or 0) != KEY_DIGITS or not pc.all(
+            pc.equal(batch["key"].cast(pa.string()), keys(batch["index"]))
         ).as_py():
             raise ValueError(f"keys between {last + 1} and {index_N[-1]} are not those of their indices")
         if not np.all((weight_N >= 1) & (weight_N <= MAX_SELECTED) & (weight_N == np.floor(weight_N))):

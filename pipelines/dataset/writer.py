@@ -100,14 +100,16 @@ def commit(
     extra: Mapping[str, Any],
     rejects: Iterable[Reject] = (),
     extension: str = "png",
+    calibration: manifest.Calibration = manifest.NONE,
 ) -> ShardRecord:
     """Publish one shard: its tar, then its part.
 
-    Args:   extra: the producer's own columns, one value a sample. extension: the images' file ending.
+    Args:   extra: the producer's own columns, one value a sample. extension: the images' file ending. calibration: that
+            of the scores.
     """
     packed = shards.pack(samples, extension)
     rejects = list(rejects)
-    data = manifest.encode(producer, shard, packed, extra, rejects)
+    data = manifest.encode(producer, shard, packed, extra, rejects, calibration)
     folder.write(manifest.tar_name(shard), packed.data)
     folder.write(manifest.part_name(shard), data)
     return manifest.record(data, manifest.decode(data, manifest.part_name(shard)))

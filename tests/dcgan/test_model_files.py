@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,46 @@ def test_the_digest_depends_on_weights_class_names_and_provenance() -> None:
     models[2] = Model(models[2].generator, models[2].discriminator, ["class 0", "class one"], models[2].provenance)
     models[3] = Model(models[3].generator, models[3].discriminator, models[3].classes, {})
     assert len({model_card.digest(model_files.pack(model)[CARD]) for model in models}) == 4
+
+
+LINE = {"slope": 0.58, "intercept": -0.16, "auc": 0.671}
+
+
+def test_a_calibration_is_kept_and_a_model_without_one_has_no_field_for_it() -> None:
+    assert "calibration" not in json.loads(packed()[CARD])
+    model = replace(make(CONFIGS["dcgan"]), calibration=LINE)
+    files = model_files.pack(model)
+    read = model_files.unpack(reader(files))
+    assert read.calibration == LINE
+    assert model_files.pack(read) == files
+    assert model_card.line_of(read.calibration) == (0.58, -0.16)
+    assert model_card.line_of(model_files.unpack(reader(packed())).calibration) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slope": 0.0},
+        {"slope": -1.0},
+        {"slope": float("nan")},
+        {"slope": float("inf")},
+        {"slope": 1},
+        {"slope": "1.0"},
+        {"slope": True},
+        {"intercept": float("nan")},
+        {"intercept": -1e300},
+        {"intercept": None},
+    ],
+)
+def test_a_calibration_that_is_no_rising_line_is_refused(change: dict[str, Any]) -> None:
+    wrong = with_card(packed(), lambda card: card.update(calibration={**LINE, **change}))
+    assert refusal(wrong).startswith("model.json")
+
+
+@pytest.mark.parametrize("calibration", [[], [1.0, 2.0], "line", 3, {"slope": 1.0}, {"intercept": 1.0}])
+def test_a_calibration_of_another_shape_is_refused(calibration: Any) -> None:
+    wrong = with_card(packed(), lambda card: card.update(calibration=calibration))
+    assert refusal(wrong).startswith("model.json")
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

@@ -17,11 +17,11 @@ from dcgan import numerics
 from dcgan.arithmetic import Arithmetic
 from dcgan.evaluation import rejection
 from jobs import curate, evaluate, train
+from jobs.cluster.real_scores import ScoreShard
 from jobs.command.errors import LostWorkError, UsageError
 from jobs.evaluation import accuracy_score
 from jobs.selection import rules
 from jobs.selection.rules import Scores
-from jobs.selection.worker import ScoreShard
 from pipelines.dataset import checked_file, layout, reader, selection
 from pipelines.dataset.selection import SelectionError
 from pipelines.storage.folder import Folder

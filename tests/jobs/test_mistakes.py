@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import curate, evaluate, explore, generate, ingest, train, verify
+from jobs import curate, evaluate, explore, generate, ingest, score, train, verify
 from jobs.command import environment
 from jobs.command.errors import UsageError
 from jobs.command.settings import JobSettings, load
@@ -33,6 +33,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
     "generate": generate.GenerateSettings,
     "verify": verify.VerifySettings,
     "evaluate": evaluate.EvaluateSettings,
+    "score": score.ScoreSettings,
     "curate": curate.CurateSettings,
     "explore": explore.ExploreSettings,
 }

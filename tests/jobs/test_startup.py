@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from dcgan.evaluation import rejection
+from dcgan.evaluation import calibration
 from dcgan.evaluation.distances import NEIGHBOURS
 from jobs import generate
 from jobs.evaluation.settings import FEWEST
+from jobs.scoring.settings import FEWEST as FEWEST_REAL
+from jobs.scoring.settings import ScoreSettings
 from jobs.selection.settings import MIN_IMAGES
 from tests.conftest import ROOT
 
-COMMANDS = ("ingest", "train", "generate", "verify", "curate", "evaluate", "explore")
+COMMANDS = ("ingest", "train", "generate", "verify", "score", "curate", "evaluate", "explore")
 SLOW = {"torch", "ray", "pyarrow", "pandas", "cv2", "scipy", "sklearn", "webdataset", "s3fs", "torchvision", "pygal"}
 # What drives workers has no use for tensors: 2 s and 400 MB.
-WITHOUT_TORCH = ("ingestion", "generation", "verification", "selection")
+WITHOUT_TORCH = ("ingestion", "generation", "verification", "scoring", "selection")
 
 
 def loaded(code: str) -> set[str]:
@@ -54,7 +56,8 @@ def test_a_driver_has_no_torch_to_its_end_either(command: str, digits_run: Path,
 
 def test_limits_in_settings_follow_from_the_measures_that_they_do_not_import() -> None:
     assert FEWEST == 4 * NEIGHBOURS
-    assert MIN_IMAGES == 2 * rejection.FEWEST
+    assert MIN_IMAGES == 2 * calibration.FEWEST
+    assert FEWEST_REAL * ScoreSettings.model_fields["held_out"].default == 2 * calibration.FEWEST
 
 
 def test_a_worker_that_only_writes_shards_needs_no_torch() -> None:

@@ -144,16 +144,21 @@ def test_files_that_are_missing_cut_or_strange(copy: Path) -> None:
     assert str(error.value) == f"{copy}/shards/000004.tar: not in the seal"
 
 
-def seal_again(folder: Path, change: Callable[[Samples, Columns], None]) -> None:
+def seal_again(
+    folder: Path, change: Callable[[Samples, Columns], None], calibration: manifest.Calibration | None = None
+) -> None:
     """Change a shard's samples or columns and seal all of it anew: no hash tells that it is not as it was made."""
     place = Folder(str(folder))
     index = reader.open_sealed(place)
     records = {record.shard: record for record in index.shards}
-    table = reader.read_sealed_part(place, records[SHARD]).table
+    part = reader.read_sealed_part(place, records[SHARD])
     samples = list(shards.unpack(reader.read_shard(place, records[SHARD]), "here"))
-    columns = {name: table[name].to_numpy().copy() for name in ("seed", "logit", "score")}
+    columns = {name: part.table[name].to_numpy().copy() for name in ("seed", "logit", "score")}
     change(samples, columns)
-    records[SHARD] = writer.commit(place, SHARD, "generate", samples, columns)
+    found = calibration or part.calibration
+    if change is not wrong_score:
+        columns["score"] = manifest.sigmoid(columns["logit"], found)
+    records[SHARD] = writer.commit(place, SHARD, "generate", samples, columns, calibration=found)
     extras = card.files(place, index.identity, records)
     writer.seal(place, index.identity, records, extras, [f"model/{name}" for name in model_store.FILES])
 
@@ -169,8 +174,7 @@ def wrong_score(samples: Samples, columns: Columns) -> None:
 
 
 def wrong_logit(samples: Samples, columns: Columns) -> None:
-    columns["logit"][0] = np.nextafter(columns["logit"][0], np.float32(1000))
-    columns["score"] = manifest.sigmoid(columns["logit"])
+    columns["logit"][0] = np.nextafter(columns["logit"][0], np.float32(1000))  # its score follows in seal_again
 
 
 def swapped_labels(samples: Samples, columns: Columns) -> None:
@@ -227,6 +231,13 @@ def test_regenerate_finds_a_score_that_is_off_by_one_bit(
     start = f"{copy}/shards/000001.tar: sample 000000000250: its logit is "
     assert str(error.value).startswith(start)
     assert "; the discriminator gives " in str(error.value)
+
+
+def test_regenerate_finds_scores_of_another_calibration_than_the_model_has(copy: Path, one_thread: None) -> None:
+    seal_again(copy, nothing, manifest.Calibration(3.0, 0.5))
+    assert check_one(copy)["samples"] == 250
+    with pytest.raises(CorruptError, match=r"000001\.parquet: its scores are calibrated by .*slope=3\.0"):
+        check_one(copy, regenerate=4)
 
 
 @pytest.mark.parametrize("name", ["logit", "score"])

@@ -4,48 +4,8 @@ import numpy as np
 import pytest
 
 from dcgan.evaluation import rejection
-from dcgan.evaluation.rejection import CalibrationError
 from dcgan.sampling import latents
-
-REAL, FAKE = (0.5, 0.8), (0.0, 1.0)  # mean, standard deviation; the fake one is wider, so M is finite
-
-
-def draw(which: tuple[float, float], count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(*which, count)
-
-
-def log_ratio(x_N: np.ndarray) -> np.ndarray:
-    """log p_real / p_fake: the logit of the ideal discriminator."""
-
-    def log_density(which: tuple[float, float]) -> np.ndarray:
-        density_N: np.ndarray = -(((x_N - which[0]) / which[1]) ** 2) / 2 - np.log(which[1])
-        return density_N
-
-    return log_density(REAL) - log_density(FAKE)
-
-
-@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (4.0, -3.0), (0.2, 5.0)])
-def test_calibration_inverts_a_linear_distortion_of_ideal_logits(slope: float, intercept: float) -> None:
-    ideal_N = [log_ratio(draw(which, 20_000, 10 + n)) for n, which in enumerate((REAL, FAKE))]
-    real_N, fake_N = (slope * one_N + intercept for one_N in ideal_N)
-    found = rejection.calibrate(real_N, fake_N, 0)
-    assert found.slope * slope == pytest.approx(1, abs=0.07)  # three standard errors
-    assert np.abs(found(fake_N) - ideal_N[1]).mean() < 0.05
-    assert (found.fitted, found.measured) == (10_000, 10_000)
-    assert found.after.error < 0.02
-    if slope != 1.0:
-        assert found.before.error > 3 * found.after.error
-        assert found.before.brier > found.after.brier
-    assert found.auc == pytest.approx(0.66, abs=0.03)
-
-
-def test_the_measures_of_a_fit_by_hand() -> None:
-    """Logits of 0 are a calibrated coin. A logit of -100 for a real and 100 for a fake image are each wrong by 1."""
-    logit_N, real_N = np.zeros(8), np.tile([1.0, 0.0], 4)
-    assert (rejection._measure_fit(logit_N, real_N).brier, rejection._measure_fit(logit_N, real_N).error) == (0.25, 0.0)
-    logit_N[:2] = -100.0, 100.0
-    assert rejection._measure_fit(logit_N, real_N).brier == pytest.approx((6 * 0.25 + 2) / 8)
-    assert rejection._measure_fit(logit_N, real_N).error == pytest.approx(2 / 8)
+from tests.gaussians import FAKE, REAL, draw, log_ratio
 
 
 def test_accepted_fake_samples_are_distributed_like_real_ones() -> None:
@@ -100,23 +60,3 @@ def test_draws_are_uniform_and_independent_of_latents() -> None:
     assert np.abs(u_N - np.arange(len(u_N)) / len(u_N)).max() < 1.63 / np.sqrt(len(u_N))  # Kolmogorov-Smirnov, 1 %
     u_N, z_NZ = rejection.uniform(0, 10_000, 0), latents.normal(0, 10_000, 4)
     assert np.abs(np.corrcoef(u_N, z_NZ, rowvar=False)[0, 1:]).max() < 0.04
-
-
-@pytest.mark.parametrize(
-    ("real_N", "fake_N", "message"),
-    [
-        (np.ones(99), np.zeros(500), "99 logits of real or synthetic images; at least 100 of each are needed"),
-        (np.zeros(200), np.zeros(200), "the discriminator's logits are all equal, or not finite"),
-        (np.full(200, np.nan), np.zeros(200), "the discriminator's logits are all equal, or not finite"),
-        (draw(FAKE, 300, 0), draw(REAL, 300, 0) + 3, "the discriminator gives synthetic images higher logits"),
-    ],
-)
-def test_unusable_logits_are_refused(real_N: np.ndarray, fake_N: np.ndarray, message: str) -> None:
-    with pytest.raises(CalibrationError, match=f"^{message}"):
-        rejection.calibrate(real_N, fake_N, 0)
-
-
-def test_logits_that_do_not_overlap_are_calibrated() -> None:
-    found = rejection.calibrate(draw((10, 1), 500, 0), draw((-10, 1), 500, 1), 0)
-    assert np.isfinite(found.slope)
-    assert found.auc == 1.0

@@ -3,11 +3,14 @@
 import hashlib
 import io
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.dataset import manifest, shards
 from pipelines.dataset.manifest import PartError, Reject, ShardRecord
@@ -220,3 +223,62 @@ def test_a_score_may_be_off_by_its_last_bit(logit: float) -> None:
         if towards == -1 or near_N < 1:
             with pytest.raises(ValueError, match="row 0"):
                 manifest.check_scores(logits_N, np.nextafter(near_N, np.float32(towards)))
+
+
+CALIBRATION = manifest.Calibration(0.58, -0.16)
+
+
+def calibrated() -> bytes:
+    logits_N = np.array(LOGITS, np.float32)
+    rows = {"seed": [0, 1, 2], "logit": logits_N, "score": manifest.sigmoid(logits_N, CALIBRATION)}
+    return manifest.encode("generate", 7, packed(), rows, calibration=CALIBRATION)
+
+
+def test_the_calibration_of_the_scores_is_in_the_footer_of_those_parts_alone_that_have_one() -> None:
+    read = manifest.decode(calibrated(), "x")
+    assert (read.calibration, manifest.decode(part("generate"), "x").calibration) == (CALIBRATION, manifest.NONE)
+    assert read.table["score"].to_pylist() == manifest.sigmoid(np.array(LOGITS, np.float32), CALIBRATION).tolist()
+    assert b"calibration" not in part("generate")
+
+
+@given(
+    st.floats(1e-3, 1e3),
+    st.floats(-1e3, 1e3),
+    st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=20),
+)
+def test_a_calibrated_score_is_the_sigmoid_of_the_line_and_keeps_the_order(
+    slope: float, intercept: float, logits: list[float]
+) -> None:
+    calibration, logits_N = manifest.Calibration(slope, intercept), np.array(sorted(logits), np.float32)
+    scores_N = manifest.sigmoid(logits_N, calibration)
+    manifest.check_scores(logits_N, scores_N, calibration)
+    assert np.all(np.diff(scores_N) >= 0)
+    for logit, score in zip(logits_N.tolist(), scores_N.tolist(), strict=True):
+        x = slope * logit + intercept
+        exact = 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+        assert score == pytest.approx(exact, rel=1e-6, abs=1e-37)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"slope": 0.6, "intercept": -0.16},
+        {"slope": -0.58, "intercept": -0.16},
+        {"slope": float("nan"), "intercept": 0.0},
+        {"slope": 1e300, "intercept": 0.0},
+        {"slope": 1, "intercept": 0.0},
+        {"slope": 1.0},
+        [1.0, 0.0],
+        None,
+    ],
+)
+def test_scores_that_their_calibration_does_not_give_are_refused(found: object) -> None:
+    good = io.BytesIO(calibrated())
+    table, meta = pq.read_table(good), pq.read_metadata(good).metadata
+    footer = {**json.loads(meta[b"ganmill"]), "calibration": found}
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema.remove_metadata(), store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({b"ganmill": json.dumps(footer)})
+    with pytest.raises(PartError, match=r"^x: not a manifest part: "):
+        manifest.decode(sink.getvalue(), "x")
