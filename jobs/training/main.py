@@ -26,7 +26,7 @@ from pipelines.loading import order
 from pipelines.loading.order import Plan
 from pipelines.storage.folder import Folder
 
-MOST_LEARNED = 500  # images measured in learned features, 40 a second on one core (docs/train.md)
+MOST_LEARNED = 250  # images measured in learned features: 25 to 45 a second on one core (docs/train.md)
 
 
 def main(settings: TrainSettings) -> None:

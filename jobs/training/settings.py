@@ -66,7 +66,7 @@ class _RunSettings(ClusterSettings):
         2000,
         ge=100,
         le=50_000,
-        description="real and fake images that a model is measured by; in learned features at most 500",
+        description="real and fake images that a model is measured by; in learned features at most 250",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where there are any")
