@@ -13,8 +13,8 @@ NAMES = frozenset(
     gpus_per_worker gradient_penalty holdout holdout_output image_column image_format image_size images
     inception_weights keep kind label_column label_smoothing labels limit_shards loss max_failures max_image_bytes
     max_image_pixels max_rejects metric_images min_logit model network output precision quality real recipe
-    regenerate relabel repeats resize root rule run seed seed_start selection shard_size share shuffle source split
-    sync_batch_norm tick verbose wait_s what width workers z_dim
+    regenerate relabel repeats resize root rule run seed seed_start selection shard_size shards share shuffle source
+    split sync_batch_norm tick verbose wait_s what width workers z_dim
     """.split()  # noqa: SIM905
 )
 # Kubernetes sets these in every pod for a Service whose name starts with `ganmill`, as that of a RayCluster does.

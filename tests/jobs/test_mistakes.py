@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import curate, evaluate, explore, generate, ingest, train, verify
+from jobs import curate, evaluate, explore, generate, ingest, show, train, verify
 from jobs.command import environment
 from jobs.command.errors import UsageError
 from jobs.command.settings import JobSettings, load
@@ -35,6 +35,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
     "evaluate": evaluate.EvaluateSettings,
     "curate": curate.CurateSettings,
     "explore": explore.ExploreSettings,
+    "show": show.ShowSettings,
 }
 
 
