@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from jobs import curate, evaluate, explore, generate, ingest, score, train, verify
+from jobs import curate, evaluate, explore, generate, ingest, score, show, train, verify
 from jobs.command.settings import ClusterSettings, JobSettings
 
 PAGE = Path(__file__).parent / "settings.md"
@@ -23,6 +23,7 @@ SETTINGS: tuple[type[JobSettings], ...] = (
     score.ScoreSettings,
     curate.CurateSettings,
     explore.ExploreSettings,
+    show.ShowSettings,
 )
 _HEAD = """# Settings
 

@@ -23,6 +23,7 @@ ROOMS = {
     "scoring": "score",
     "selection": "curate",
     "exploration": "explore",
+    "presentation": "show",
 }
 STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore"}
 NETWORK = {"urllib", "http", "requests", "httpx", "aiohttp", "socket", "ftplib"}

@@ -14,7 +14,7 @@ NAMES = frozenset(
     image_size images inception_weights keep kind label_column label_smoothing labels licence limit_shards loss
     max_failures max_image_bytes max_image_pixels max_rejects measured metric_images min_logit model network output
     precision quality real recipe regenerate relabel repeats resize root rule run scores seed seed_start selection
-    shard_size share shuffle source split sync_batch_norm tick title verbose wait_s what width workers z_dim
+    shard_size shards share shuffle source split sync_batch_norm tick title verbose wait_s what width workers z_dim
     """.split()  # noqa: SIM905
 )
 # Kubernetes sets these in every pod for a Service whose name starts with `ganmill`, as that of a RayCluster does.

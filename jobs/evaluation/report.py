@@ -83,7 +83,7 @@ def _sentence(protocol: Mapping[str, Any]) -> str:
     text = f"{fake['images']:,} synthetic images of {fake['url']} against {real['images']:,} real ones of {real['url']}"
     if "holdout" in datasets:
         text += f"; the reference is {datasets['holdout']['images']:,} real images that the model never saw"
-    return f"{text}. Compared in the features {protocol['features']['name']}, on one machine, by one protocol (below)."
+    return f"{text}. Compared in the features {protocol['features']['name']}; the protocol stands below."
 
 
 def _bars(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -179,6 +179,11 @@ def read_sealed_part(folder: Folder, record: ShardRecord) -> Part:
     )
 
 
+def read_sealed_file(folder: Folder, index: Index, name: str) -> bytes:
+    """A file beside the shards, checked against the seal. Raises CorruptError naming it."""
+    return _checked(folder, name, None, index.files[name])
+
+
 def check_files(folder: Folder, index: Index) -> None:
     """Check that every sealed file exists and is unchanged, and that no shard or part exists that is not sealed."""
     for name, sha256 in index.files.items():

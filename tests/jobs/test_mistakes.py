@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import curate, evaluate, explore, generate, ingest, score, train, verify
+from jobs import curate, evaluate, explore, generate, ingest, score, show, train, verify
 from jobs.command import environment
 from jobs.command.errors import UsageError
 from jobs.command.settings import JobSettings, load
@@ -36,6 +36,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
     "score": score.ScoreSettings,
     "curate": curate.CurateSettings,
     "explore": explore.ExploreSettings,
+    "show": show.ShowSettings,
 }
 
 

@@ -1,6 +1,8 @@
 """Pages of every kind, made of real files by the code that makes them, without Ray and without a training."""
 
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,16 @@ from jobs.evaluation import metrics, report
 from jobs.evaluation.feature_pass import DatasetFeatures
 from jobs.evaluation.metrics import ClassifierTest
 from jobs.evaluation.report import Pair
+from jobs.presentation.main import main
+from jobs.presentation.settings import ShowSettings
 from jobs.training import run_store
 from jobs.training.report import REPORT, Report
 from jobs.training.settings import TrainSettings
 from pipelines import images
+from pipelines.dataset import layout, manifest, writer
+from pipelines.dataset.identity import from_json
+from pipelines.dataset.manifest import Reject
+from pipelines.dataset.shards import Sample
 from pipelines.storage.folder import Folder
 
 
@@ -116,6 +124,51 @@ def evaluation_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pages(run_page: Path, evaluation_page: Path) -> dict[str, Path]:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets of an earlier version."""
+    root = tmp_path_factory.mktemp("golden")
+    with tarfile.open(Path(__file__).parent.parent / "golden" / "golden.tar.xz") as tar:
+        tar.extractall(root, filter="data")
+    return root
+
+
+def real_dataset(place: Path, size: int = 16, count: int = 30, classes: tuple[str, ...] = ("a<b", "c")) -> Path:
+    """A sealed dataset of drawings in shards of ten. Every index that ends with 7 was not taken."""
+    folder = Folder(str(place))
+    fields = {
+        **{"producer": "ingest", "count": count, "shard_size": 10, "image_size": size, "channels": 3},
+        **{"classes": [*classes] or None, "image": {"format": "png"}, "arithmetic": {}, "source": "cd" * 32},
+    }
+    identity = from_json(fields)
+    writer.claim(folder, identity, {"source": "/pictures"})
+    records, rejects = {}, []
+    for shard in range(layout.num_shards(identity)):
+        owned = layout.shard_range(identity, shard)
+        taken = [n for n in owned if n % 10 != 7]
+        gone = [Reject(n, f"{n}.txt", "not an image" if n > 9 else "duplicate: of 3.png") for n in owned if n % 10 == 7]
+        samples = [Sample(n, images.encode(drawing(n, size, 3)), n % len(classes) if classes else None) for n in taken]
+        records[shard] = writer.commit(folder, shard, "ingest", samples, {"source": [f"{n}.png" for n in taken]}, gone)
+        rejects += gone
+    writer.seal(folder, identity, records, {layout.REJECTS: manifest.encode_rejects(rejects)})
+    return place
+
+
+def write_dataset_page(dataset: Path, **settings: Any) -> Path:
+    main(ShowSettings(dataset=str(dataset), **settings))
+    return dataset.with_name(f"{dataset.name}.html")
+
+
+@pytest.fixture(scope="session")
+def real_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset_page(real_dataset(tmp_path_factory.mktemp("page") / "real"))
+
+
+@pytest.fixture(scope="session")
+def synthetic_page(golden: Path) -> Path:
+    return write_dataset_page(golden / "synthetic" / "cdcgan")
+
+
+@pytest.fixture(scope="session")
+def pages(run_page: Path, evaluation_page: Path, real_page: Path, synthetic_page: Path) -> dict[str, Path]:
     """Every kind of page."""
-    return {"run": run_page, "evaluation": evaluation_page}
+    return {"run": run_page, "evaluation": evaluation_page, "real": real_page, "synthetic": synthetic_page}
