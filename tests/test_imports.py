@@ -22,6 +22,7 @@ ROOMS = {
     "evaluation": "evaluate",
     "selection": "curate",
     "exploration": "explore",
+    "browsing": "browse",
 }
 STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore"}
 NETWORK = {"urllib", "http", "requests", "httpx", "aiohttp", "socket", "ftplib"}

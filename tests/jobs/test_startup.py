@@ -14,7 +14,7 @@ from jobs.evaluation.settings import FEWEST
 from jobs.selection.settings import MIN_IMAGES
 from tests.conftest import ROOT
 
-COMMANDS = ("ingest", "train", "generate", "verify", "curate", "evaluate", "explore")
+COMMANDS = ("ingest", "train", "generate", "verify", "curate", "evaluate", "explore", "browse")
 SLOW = {"torch", "ray", "pyarrow", "pandas", "cv2", "scipy", "sklearn", "webdataset", "s3fs", "torchvision", "pygal"}
 # What drives workers has no use for tensors: 2 s and 400 MB.
 WITHOUT_TORCH = ("ingestion", "generation", "verification", "selection")
@@ -35,6 +35,10 @@ def test_a_command_offers_its_settings_before_it_imports_anything_slow(command: 
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_a_driver_imports_no_torch_and_no_scikit_learn(room: str) -> None:
     assert loaded(f"import jobs.{room}.main") == {"ray", "pyarrow", "cv2"}
+
+
+def test_the_server_of_browse_needs_neither_ray_nor_torch_nor_pandas() -> None:
+    assert loaded("import jobs.browsing.main") == {"pyarrow", "cv2"}
 
 
 @pytest.mark.slow
