@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from jobs import curate, evaluate, explore, generate, ingest, score, show, train, verify
+from jobs import browse, curate, evaluate, explore, generate, ingest, score, show, train, verify
 from jobs.command.settings import ClusterSettings, JobSettings
 
 PAGE = Path(__file__).parent / "settings.md"
@@ -24,6 +24,7 @@ SETTINGS: tuple[type[JobSettings], ...] = (
     curate.CurateSettings,
     explore.ExploreSettings,
     show.ShowSettings,
+    browse.BrowseSettings,
 )
 _HEAD = """# Settings
 

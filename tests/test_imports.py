@@ -24,6 +24,7 @@ ROOMS = {
     "selection": "curate",
     "exploration": "explore",
     "presentation": "show",
+    "browsing": "browse",
 }
 STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore"}
 NETWORK = {"urllib", "http", "requests", "httpx", "aiohttp", "socket", "ftplib"}

@@ -10,7 +10,7 @@ NAMES = frozenset(
     """
     against augment background base batch_size beta1 centroids channels citation classes classifier_images clip
     compile conditional config count data dataset dedupe device discriminator_lr dry_run ema fake features gamma
-    generator_lr gpus_per_worker gradient_penalty held_out holdout holdout_output image_column image_format
+    generator_lr gpus_per_worker gradient_penalty held_out holdout holdout_output http_port image_column image_format
     image_size images inception_weights keep kind label_column label_smoothing labels licence limit_shards loss
     max_failures max_image_bytes max_image_pixels max_rejects measured metric_images min_logit model network output
     precision quality real recipe regenerate relabel repeats resize root rule run scores seed seed_start selection

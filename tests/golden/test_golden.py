@@ -17,8 +17,8 @@ import ray
 from dcgan import model_card, model_files, numerics
 from jobs import generate, ingest, train
 from jobs.command import model_store
+from jobs.command.regenerator import Regenerator
 from jobs.training import run_store
-from jobs.verification.worker import Regenerator
 from pipelines import images
 from pipelines.dataset import reader
 from pipelines.storage.folder import Folder

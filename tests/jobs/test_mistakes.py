@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import curate, evaluate, explore, generate, ingest, score, show, train, verify
+from jobs import browse, curate, evaluate, explore, generate, ingest, score, show, train, verify
 from jobs.command import environment
 from jobs.command.errors import UsageError
 from jobs.command.settings import JobSettings, load
@@ -37,6 +37,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
     "curate": curate.CurateSettings,
     "explore": explore.ExploreSettings,
     "show": show.ShowSettings,
+    "browse": browse.BrowseSettings,
 }
 
 
@@ -52,6 +53,7 @@ COMMANDS: dict[str, type[JobSettings]] = {
             "generate: error: {tmp}: no model (model.json) and no run (best.json) is here; "
             "check the URL, or train first",
         ),
+        ("browse --dataset {tmp}", "browse: error: {tmp}: no dataset here (dataset.json is missing); check the URL"),
         (
             "ingest --source digits --output {tmp}/x --image-size 128 --channels 3 --shard-size 1e5",
             "ingest: error: shard size 100,000 of 128x128x3 holds 4.6 GiB of pixels, more than 2; use at most 43,690",

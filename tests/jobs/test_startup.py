@@ -16,7 +16,7 @@ from jobs.scoring.settings import ScoreSettings
 from jobs.selection.settings import MIN_IMAGES
 from tests.conftest import ROOT
 
-COMMANDS = ("ingest", "train", "generate", "verify", "score", "curate", "evaluate", "explore", "show")
+COMMANDS = ("ingest", "train", "generate", "verify", "score", "curate", "evaluate", "explore", "browse", "show")
 SLOW = {"torch", "ray", "pyarrow", "pandas", "cv2", "scipy", "sklearn", "webdataset", "s3fs", "torchvision", "pygal"}
 # What drives workers has no use for tensors: 2 s and 400 MB.
 WITHOUT_TORCH = ("ingestion", "generation", "verification", "scoring", "selection")
@@ -41,6 +41,10 @@ def test_a_driver_imports_no_torch_and_no_scikit_learn(room: str) -> None:
 
 def test_a_page_of_a_dataset_needs_neither_ray_nor_torch() -> None:
     assert loaded("import jobs.presentation.main") == {"pyarrow", "cv2"}
+
+
+def test_the_server_of_browse_needs_neither_ray_nor_torch_nor_pandas() -> None:
+    assert loaded("import jobs.browsing.main") == {"pyarrow", "cv2"}
 
 
 @pytest.mark.slow

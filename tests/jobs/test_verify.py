@@ -22,8 +22,9 @@ from dcgan.model_files import Model
 from jobs import generate, verify
 from jobs.command import model_store
 from jobs.command.errors import UsageError
+from jobs.command.regenerator import Regenerator
 from jobs.selection.main import read_scores
-from jobs.verification.worker import Regenerator, VerifyShard
+from jobs.verification.worker import VerifyShard
 from pipelines import images
 from pipelines.dataset import card, layout, manifest, reader, shards, writer
 from pipelines.dataset.manifest import PartError
