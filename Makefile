@@ -49,7 +49,7 @@ lock: .venv/.installed-dev ## renew the lock files (needs the network)
 	printf 'torch==2.14.1\ntorchvision==0.29.1\n' > .venv/pair.txt
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra eyes --extra browse pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra eyes --extra browse --extra gs --extra az --extra dev pyproject.toml -o requirements-dev.lock
-	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra eyes --extra gs --extra az pyproject.toml -o infra/docker/requirements.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra eyes --extra browse --extra gs --extra az pyproject.toml -o infra/docker/requirements.lock
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --no-deps tests/infra/tools.in -o tests/infra/tools.lock
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header -c .venv/pair.txt
 

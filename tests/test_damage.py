@@ -29,6 +29,7 @@ from dcgan.model_files import Model
 from jobs import curate, evaluate, explore, generate, ingest, train, verify
 from jobs.cluster import shard_worker
 from jobs.cluster.connection import Pool
+from jobs.cluster.real_scores import ScoreShard
 from jobs.cluster.shard_job import ShardJob, run_shard_job
 from jobs.command import model_store
 from jobs.command.errors import FAILURES, USER_ERRORS, LostWorkError
@@ -39,7 +40,6 @@ from jobs.generation import class_policy
 from jobs.generation.worker import GenerateShard, fingerprint
 from jobs.ingestion import duplicate_search
 from jobs.ingestion.worker import CodeShard, IngestShard
-from jobs.selection.worker import ScoreShard
 from jobs.training.recorder import first_images
 from jobs.verification.worker import VerifyShard
 from pipelines import images

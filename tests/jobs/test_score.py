@@ -66,6 +66,7 @@ def test_the_scores_are_those_of_the_model_beside_them(
     assert model.provenance["discriminator"] == scored[1].facts.protocol["discriminator"]
 
 
+@pytest.mark.slow
 def test_a_model_to_generate_with_has_the_same_images_and_that_score_in_its_manifest(
     digits_run: Path, synthetic: Path, digits: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dcgan import configuration
 from dcgan.arithmetic import Arithmetic
 from dcgan.evaluation import calibration
 from dcgan.evaluation.calibration import CalibrationError
@@ -15,6 +16,7 @@ from dcgan.training.configuration import MethodConfig
 from dcgan.training.step import Training
 from jobs.command import model_store
 from jobs.command.model_store import find_model
+from jobs.training import run_store
 from jobs.training.recorder import CALIBRATION_SEED, Recorder, first_images
 from jobs.training.training_job import TrainingJob
 from pipelines import images
@@ -57,8 +59,11 @@ def recorded(sets: dict[str, Folder], run: Path, holdout: str | None) -> Recorde
     given: dict[str, Any] = {"selection": None, "plan": plan, "total": 8, "tick": 8, "keep": 1, "threads": 1}
     job = TrainingJob(
         data=data.url, holdout=holdout, run=str(run), network=NETWORK, method=MethodConfig(), arithmetic=FP32,
-        metric_images=220, provenance={"data": index.root}, claim="", **given,
+        metric_images=220, learned_metric=False, provenance={"data": index.root}, claim="", **given,
     )  # fmt: skip
+    network = {"network": NETWORK.family, **configuration.identity(NETWORK)}
+    claimed = {"data": index.root, "network": network, "method": configuration.identity(job.method)}
+    run_store.claim_run(Folder(job.run), claimed, {"data": data.url, "recipe": "none"})
     training = Training(NETWORK, job.method, FP32, 0)
     real_NHWC, label_N = first_images(data, index, 8)
     scalars = {name: float(value) for name, value in training.step(real_NHWC, label_N, 0).items()}
