@@ -103,7 +103,7 @@ def _write(
         "score": score,
         "closest": [{"distance": pair.distance, "fake": pair.fake_key, "real": pair.real_key} for pair in pairs],
     }
-    html = report.render_html(protocol, classes, rows, metrics.nearest_distances(samples), grids, pairs)
+    html = report.render_html(protocol, classes, rows, metrics.nearest_distances(samples), grids, pairs, score)
     output.write(REPORT, html)
     output.write(RESULT, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
 

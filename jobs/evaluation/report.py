@@ -53,10 +53,12 @@ def render_html(
     distances: Mapping[tuple[str, str], np.ndarray],
     grids: Mapping[str, Pixels],
     pairs: Sequence[Pair],
+    score: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The page.
 
     Args:   distances: distance_N by (of, against), from `metrics.nearest_distances`. grids: pictures by role.
+            score: from `score_quality.measure`.
     """
     whole = [row for row in rows if row.label is None]
     datasets = protocol["datasets"]
@@ -69,6 +71,7 @@ def render_html(
         conditional=bool(classes),
         bars=_bars(whole),
         chart=_histogram(distances),
+        reliability=_reliability(score) if score else None,
         pairs=pairs,
         searched=datasets["real"]["searched"],
         of_class=_class_table([row for row in rows if row.label is not None], classes),
@@ -145,6 +148,21 @@ def _histogram(distances: Mapping[tuple[str, str], np.ndarray]) -> Chart:
     return figures.histograms(
         "Distance to the nearest real image", words, "distance", np.linspace(0, high, _BINS + 1).tolist(), counts
     )
+
+
+def _reliability(score: Mapping[str, Any]) -> Chart:
+    """What the manifest's score is worth: the share of real images among images of each score."""
+    predicted = [one["predicted"] for one in score["reliability"]]
+    shares = [one["real"] for one in score["reliability"]]
+    words = (
+        f"The score tells a real image of {score['against']} from a synthetic one in {score['auc']:.0%} of pairs (50% "
+        f"is chance). Brier score {number(score['brier'])} (0.25 is chance), calibration error "
+        f"{number(score['calibration_error'])}; {score['images']:,} images of each."
+    )
+    if not score["calibrated"]:
+        words += " The model holds no calibration: its score orders images and is no probability."
+    lines = {"share of real images": shares, "a perfect probability": predicted}
+    return figures.lines("What the score is worth", words, "score", predicted, lines)
 
 
 def _numbers(rows: Sequence[Row]) -> dict[str, Any]:

@@ -113,7 +113,13 @@ def evaluation_of(fake_first: int, *, holdout: bool = True, count: int = 60) -> 
         **{"datasets": datasets, "features": {"name": "pixels", "size": 144}, "seed": 0, "repeats": 3},
         "software": {"numpy": np.__version__},
     }
-    return report.render_html(protocol, ["a", "b"], rows, metrics.nearest_distances(samples), grids, pairs)
+    bins = [{"predicted": 0.1 + 0.2 * n, "real": 0.15 + 0.17 * n, "images": 10} for n in range(5)]
+    score = {
+        **{"against": "holdout", "images": 60, "calibrated": True, "auc": 0.57, "brier": 0.246},
+        **{"calibration_error": 0.01, "reliability": bins},
+    }
+    distances = metrics.nearest_distances(samples)
+    return report.render_html(protocol, ["a", "b"], rows, distances, grids, pairs, score if holdout else None)
 
 
 @pytest.fixture(scope="session")
