@@ -155,7 +155,7 @@ def _reliability(score: Mapping[str, Any]) -> Chart:
     predicted = [one["predicted"] for one in score["reliability"]]
     shares = [one["real"] for one in score["reliability"]]
     words = (
-        f"The score tells a real image of {score['against']} from a synthetic one in {score['auc']:.0%} of pairs (50% "
+        f"The score tells a real image ({score['against']}) from a synthetic one in {score['auc']:.0%} of pairs (50% "
         f"is chance). Brier score {number(score['brier'])} (0.25 is chance), calibration error "
         f"{number(score['calibration_error'])}; {score['images']:,} images of each."
     )

@@ -118,6 +118,6 @@ def test_without_a_holdout_the_page_says_so() -> None:
 
 
 def test_the_score_stands_in_words_where_it_was_measured(evaluation_page: Path) -> None:
-    words = "tells a real image of holdout from a synthetic one in 57% of pairs"
+    words = "tells a real image (holdout) from a synthetic one in 57% of pairs"
     assert words in parsed.check(evaluation_page.read_bytes()).words
     assert "What the score is worth" not in parsed.check(evaluation_of(1000, holdout=False)).words
