@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipelines.dataset import manifest, schema
 from pipelines.dataset.claim import canonical
 from pipelines.dataset.schema import MAX_FOOTER_BYTES, MAX_SCORES_BYTES, MAX_SELECTED
-from pipelines.dataset.selection import KEY_DIGITS, ROWS_A_GROUP, keys, split
+from pipelines.dataset.selection import KEY_DIGITS, ROWS_A_GROUP, keys, open_keyed, split
 from pipelines.errors import DatasetError
 from pipelines.storage.folder import MissingError, TooLargeError
 
@@ -121,13 +121,8 @@ def _facts(footer: bytes, rows: int) -> Facts:
 
 
 def _read_rows(data: bytes, meta: pq.FileMetaData) -> np.ndarray:
-    """logit_N. Keys are read as dictionaries: a long key in every row is held once."""
-    file = pq.ParquetFile(io.BytesIO(data), metadata=meta, read_dictionary=["key"])
-    found = meta.schema.to_arrow_schema()
-    if not found.equals(COLUMNS):
-        raise ValueError(f"its columns are {', '.join(str(one) for one in found)[:200]}")
-    if any(meta.row_group(group).num_rows > ROWS_A_GROUP for group in range(meta.num_row_groups)):
-        raise ValueError(f"a row group of more than {ROWS_A_GROUP:,} rows")
+    """logit_N."""
+    file = open_keyed(data, meta, COLUMNS)
     logits, start = [np.zeros(0, np.float32)], 0
     for group in range(meta.num_row_groups):
         batch = file.read_row_group(group, use_threads=False).combine_chunks()

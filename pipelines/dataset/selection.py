@@ -155,6 +155,19 @@ def keys(index: pa.Array) -> pa.Array:
     return pc.utf8_lpad(pc.cast(index, pa.string()), KEY_DIGITS, "0")
 
 
+def open_keyed(data: bytes, meta: pq.FileMetaData, columns: pa.Schema) -> pq.ParquetFile:
+    """A file of keys and other columns, to be read by row groups. Raises ValueError for other columns or large groups.
+
+    Keys are read as dictionaries: a long key in every row is held once.
+    """
+    found = meta.schema.to_arrow_schema()
+    if not found.equals(columns):
+        raise ValueError(f"its columns are {', '.join(str(one) for one in found)[:200]}")
+    if any(meta.row_group(group).num_rows > ROWS_A_GROUP for group in range(meta.num_row_groups)):
+        raise ValueError(f"a row group of more than {ROWS_A_GROUP:,} rows")
+    return pq.ParquetFile(io.BytesIO(data), metadata=meta, read_dictionary=["key"])
+
+
 def _facts(footer: bytes, rows: int) -> Facts:
     """The footer's content. Raises ValueError for a wrong footer."""
     if len(footer) > MAX_FOOTER_BYTES or footer.count(b"{") + footer.count(b"[") > 2 * 100_000 + 1000:
@@ -167,13 +180,8 @@ def _facts(footer: bytes, rows: int) -> Facts:
 
 
 def _read_rows(data: bytes, meta: pq.FileMetaData) -> np.ndarray:
-    """index_N, each repeated by its weight. Keys are read as dictionaries: a long key in every row is held once."""
-    file = pq.ParquetFile(io.BytesIO(data), metadata=meta, read_dictionary=["key"])
-    found = meta.schema.to_arrow_schema()
-    if not found.equals(COLUMNS):
-        raise ValueError(f"its columns are {', '.join(str(one) for one in found)[:200]}")
-    if any(meta.row_group(group).num_rows > ROWS_A_GROUP for group in range(meta.num_row_groups)):
-        raise ValueError(f"a row group of more than {ROWS_A_GROUP:,} rows")
+    """index_N, each repeated by its weight."""
+    file = open_keyed(data, meta, COLUMNS)
     chunks, last, total = [], -1, 0
     for group in range(meta.num_row_groups):
         batch = file.read_row_group(group, use_threads=False).combine_chunks()
