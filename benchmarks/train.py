@@ -325,6 +325,7 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=0, help="each turn once more beside so many busy processes")
     parser.add_argument("--json", type=Path, help="write ratios and figures here")
     arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands have it; the processes of all ways inherit it
     with tempfile.TemporaryDirectory(prefix="ganmill-bench-") as scratch:
         place = Place(Path(scratch), arguments.cores)
         _prepare(place, arguments.images)

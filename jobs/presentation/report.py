@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from dcgan import model_card
 from jobs.command import model_store
 from pipelines import images
-from pipelines.dataset import layout, reader
+from pipelines.dataset import facts, layout, reader
+from pipelines.dataset.attribution import UNKNOWN
+from pipelines.dataset.facts import Facts
 from pipelines.dataset.layout import Index
 from pipelines.dataset.manifest import ShardRecord
 from pipelines.pages import engine, figures
@@ -40,16 +42,17 @@ def render_html(folder: Folder, index: Index, shards: int) -> bytes:
     table = _rows(folder, records)
     claim = reader.read_claim(folder)
     rejects = _rejects(folder, index)
+    known = facts.gather(folder, index.identity, {record.shard: record for record in index.shards})
     return engine.render(
         "dataset.html",
         dataset=str(folder),
         made=index.identity.producer == "generate",
-        sentence=_sentence(index),
+        sentence=f"{known.summary} {known.bytes / 1e6:,.1f} MB in tars.",
         part="" if len(records) == len(index.shards) else f"{len(table):,} images of {len(records):,} shards",
         classes=_classes(folder, index, table),
         scores=_scores(folder, index, table),
         charts=_charts(table),
-        facts=_facts(index),
+        facts=_facts(index, known),
         counts=_class_counts(index, table),
         chain=_chain(folder, index, claim.settings),
         rejects=rejects,
@@ -70,13 +73,6 @@ def _rows(folder: Folder, records: Sequence[ShardRecord]) -> pa.Table:
     with ThreadPoolExecutor(_READERS) as readers:
         parts = readers.map(lambda record: reader.read_sealed_part(folder, record).table, records)
         return pa.concat_tables(parts)
-
-
-def _sentence(index: Index) -> str:
-    height, width, channels = index.image_shape
-    kind = "synthetic images, made by a DCGAN" if index.identity.producer == "generate" else "real images"
-    classes = f", of {len(index.classes)} classes" if index.classes else ""
-    return f"{index.samples:,} {kind}{classes}, {height}x{width}x{channels}, {index.bytes / 1e6:,.1f} MB in tars."
 
 
 def _pictures(folder: Folder, index: Index, rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -128,8 +124,11 @@ def _charts(table: pa.Table) -> list[Chart]:
     return [*found, figures.histograms("Sizes", words, "bytes", edges.tolist(), {"size": counts.tolist()})]
 
 
-def _facts(index: Index) -> list[tuple[str, str]]:
+def _facts(index: Index, known: Facts) -> list[tuple[str, str]]:
+    stated = known.attribution
+    words = [("title", stated.title), ("licence", stated.licence or UNKNOWN), ("citation", stated.citation)]
     return [
+        *((name, text) for name, text in words if text),
         ("images", f"{index.samples:,}"),
         ("tars", f"{len(index.shards):,} in shards/, {index.bytes / 1e6:,.1f} MB"),
         ("rows", f"{sum(record.part_bytes for record in index.shards) / 1e6:,.1f} MB of Parquet in manifest/"),
@@ -167,7 +166,11 @@ def _chain(folder: Folder, index: Index, settings: Mapping[str, Any]) -> list[di
         "hash": identity["model"],
         "words": [
             ("family", model_card.config_of(card).family),
-            *((name, str(origin[name])) for name in sorted(origin) if name != "data"),
+            *(
+                (name, str(value))
+                for name, value in sorted(origin.items())
+                if name != "data" and not isinstance(value, dict)  # a licence and so on have their own place
+            ),
         ],
     }
     return [data, model, {**here, "words": [*here["words"], ("seeds", seeds)]}]
